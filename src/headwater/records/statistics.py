@@ -42,7 +42,8 @@ class Statistics:
         scaled_sum_squared_deviations: Σ (y - mean(y))², so that a spread far below the mean survives rounding.
         scaled_sum_fourth_powers: Σ y⁴.
         scaled_max_abs: largest |y|, 0 when there is no finite element.
-        scaled_min_abs_nonzero: smallest |y| that is not zero, 0 when there is none.
+        unscaled_min_abs_nonzero: smallest |x| that is not zero, 0 when there is none. It is a minimum, not a sum, and
+            is stored without the scale: a float64 tensor may hold both 1e-300 and 1e300, whose ratio is no double.
 
     Example:
         >>> a = Statistics.of([3.0, -4.0]); a.rms, a.mean_abs, a.max_abs
@@ -65,7 +66,7 @@ class Statistics:
     scaled_sum_squared_deviations: float
     scaled_sum_fourth_powers: float
     scaled_max_abs: float
-    scaled_min_abs_nonzero: float
+    unscaled_min_abs_nonzero: float
 
     @classmethod
     def empty(cls) -> Statistics:
@@ -90,7 +91,7 @@ class Statistics:
         mean = math.fsum(ys) / len(ys) if ys else 0.0
         return cls(
             count=len(xs),
-            zero_count=sum(y == 0.0 for y in ys),
+            zero_count=sum(x == 0.0 for x in finite),
             nan_count=sum(math.isnan(x) for x in xs),
             inf_count=sum(math.isinf(x) for x in xs),
             scale_log2=exponent,
@@ -99,7 +100,7 @@ class Statistics:
             scaled_sum_squared_deviations=math.fsum((y - mean) ** 2 for y in ys),
             scaled_sum_fourth_powers=math.fsum(y**4 for y in ys),
             scaled_max_abs=max((abs(y) for y in ys), default=0.0),
-            scaled_min_abs_nonzero=min((abs(y) for y in ys if y != 0.0), default=0.0),
+            unscaled_min_abs_nonzero=min((abs(x) for x in finite if x != 0.0), default=0.0),
         )
 
     # ---------------------------------------------------------------- merging
@@ -127,7 +128,7 @@ class Statistics:
             _ldexp(self.scaled_sum_squared_deviations, 2 * shift),
             _ldexp(self.scaled_sum_fourth_powers, 4 * shift),
             _ldexp(self.scaled_max_abs, shift),
-            _ldexp(self.scaled_min_abs_nonzero, shift),
+            self.unscaled_min_abs_nonzero,
         )
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -146,7 +147,7 @@ class Statistics:
         if na and nb:
             delta = b.scaled_sum / nb - a.scaled_sum / na
             between = delta * delta * na * nb / (na + nb)
-        smallest = [m for m in (a.scaled_min_abs_nonzero, b.scaled_min_abs_nonzero) if m > 0.0]
+        smallest = [m for m in (a.unscaled_min_abs_nonzero, b.unscaled_min_abs_nonzero) if m > 0.0]
         return Statistics(
             a.count + b.count,
             a.zero_count + b.zero_count,
@@ -254,7 +255,7 @@ class Statistics:
     @property
     def min_abs_nonzero(self) -> float:
         """Smallest |x| that is finite and not zero; NaN when there is none."""
-        return _ldexp(self.scaled_min_abs_nonzero, self.scale_log2) if self.scaled_min_abs_nonzero else math.nan
+        return self.unscaled_min_abs_nonzero or math.nan
 
     @property
     def zero_fraction(self) -> float:
