@@ -1,0 +1,388 @@
+"""What running a study gave: every figure beside the published one, trends, tables, answers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from headwater.records.display import Displayed
+from headwater.records.json_codec import decode, encode, read_document, write_document
+from headwater.records.profile import Profile
+
+__all__ = [
+    "Answer",
+    "Cell",
+    "Chart",
+    "Curve",
+    "MatrixView",
+    "Observation",
+    "PrintedFigure",
+    "Series",
+    "StudyFinding",
+    "StudyResult",
+    "StudyTable",
+    "Trend",
+    "VariantResult",
+]
+
+SCHEMA = "headwater.study"
+SCHEMA_VERSION = 1
+
+Cell = int | float | str | None
+"""One cell of a table: None is "does not apply"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrintedFigure:
+    """One number that the study prints, beside the published one and its ensemble.
+
+    Attributes:
+        parameter: whose gradient.
+        value: the study's statistic in this run.
+        low_log10: lower end of the central 99.9 % of the ensemble, log10.
+        median_log10: median of the ensemble, log10.
+        high_log10: upper end of the central 99.9 %, log10.
+        published: the published figure, or None; 0.0 where the published format had rounded it to zero.
+        published_text: the published figure as it was printed.
+        percentile: share of the ensemble's draws below the published figure, 0 to 1; None without one.
+        relative_error: |value − published| / |published| where the study fixed its seed, else None.
+        agrees: whether the figure is reproduced (fixed seed) or lies inside the central 99.9 % (no seed); None when
+            nothing was published for it.
+    """
+
+    parameter: str
+    value: float
+    low_log10: float
+    median_log10: float
+    high_log10: float
+    published: float | None = None
+    published_text: str | None = None
+    percentile: float | None = None
+    relative_error: float | None = None
+    agrees: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trend:
+    """The rate of one quantity along depth, over many draws of the network.
+
+    Each draw gives one least-squares slope of log10(quantity) over the layer index, from the input side.
+
+    Attributes:
+        quantity: what is followed: ``∂L/∂h``, ``∂L/∂W``, ``activation``.
+        decades_per_layer: mean slope *towards the input* (negative: the quantity shrinks on its way to layer 1; for
+            the activation, which travels the other way, towards the output).
+        low: lower end of the 95 % interval of that mean over draws (normal approximation).
+        high: upper end.
+        single_low: 2.5 % quantile of the slope of a single draw.
+        single_high: 97.5 % quantile.
+        draws: draws that entered (a draw with an exact zero anywhere has no slope).
+        layers: how many layers the line goes through.
+        theory: the wide-network prediction, or None.
+    """
+
+    quantity: str
+    decades_per_layer: float
+    low: float
+    high: float
+    single_low: float
+    single_high: float
+    draws: int
+    layers: int
+    theory: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One quantity layer by layer over the ensemble (log10).
+
+    Attributes:
+        quantity: what it is.
+        labels: one name per layer.
+        median: median over draws, log10; None where most draws are exactly zero.
+        low: 2.5 % quantile.
+        high: 97.5 % quantile.
+    """
+
+    quantity: str
+    labels: tuple[str, ...]
+    median: tuple[float | None, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantResult:
+    """One network of the study.
+
+    Attributes:
+        name: stable, such as ``sigmoid-default``.
+        title: for people.
+        description: the network in words: layers, activation, initialisation, loss.
+        activation: the activation's name.
+        initialization: the initialiser's name.
+        sizes: units per layer, the input first.
+        figures: what the study prints, in its order.
+        profile: the full measurement of this run.
+        trends: rates along depth over the ensemble.
+        curves: the ensemble layer by layer.
+        slope_decades: mean over draws and layers of what the activation's slope takes from ∂L/∂h per layer (log10).
+        weight_decades: the same for the multiplication by the weights; the two add up to the end-to-end rate.
+        zero_fraction: mean share of weight-gradient elements that are exactly zero, over the ensemble.
+    """
+
+    name: str
+    title: str
+    description: str
+    activation: str
+    initialization: str
+    sizes: tuple[int, ...]
+    figures: tuple[PrintedFigure, ...]
+    profile: Profile
+    trends: tuple[Trend, ...]
+    curves: tuple[Curve, ...]
+    slope_decades: float | None
+    weight_decades: float | None
+    zero_fraction: float
+
+    def trend(self, quantity: str) -> Trend | None:
+        """The trend of one quantity, or None when no draw gave one."""
+        return next((t for t in self.trends if t.quantity == quantity), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyTable:
+    """A table that belongs to one study.
+
+    Attributes:
+        title: what it shows.
+        columns: headings, with units.
+        rows: cells in the order of the columns.
+        reading: one sentence that reads it, from its numbers.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    reading: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        name: for the legend.
+        x: positions: layer numbers or labels.
+        y: values; None leaves a gap.
+        hover: one text per point, or empty.
+        dashed: whether it is drawn dashed (references, published figures).
+        low: lower edge of a band around the line, or empty.
+        high: upper edge.
+    """
+
+    name: str
+    x: tuple[Cell, ...]
+    y: tuple[float | None, ...]
+    hover: tuple[str, ...] = ()
+    dashed: bool = False
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A line chart that belongs to one study.
+
+    Attributes:
+        title: what it shows.
+        x_title: with unit.
+        y_title: with unit.
+        series: the lines.
+        log_y: whether the y axis is logarithmic.
+        log_x: whether the x axis is logarithmic.
+        reading: one sentence that reads it, from its numbers.
+    """
+
+    title: str
+    x_title: str
+    y_title: str
+    series: tuple[Series, ...]
+    log_y: bool = True
+    log_x: bool = False
+    reading: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixView:
+    """A weight matrix beside its gradient, every exact zero explained.
+
+    Attributes:
+        variant: which network.
+        parameter: which matrix.
+        rows_are: what a row is: ``input units`` or ``output units``.
+        weight: the elements.
+        gradient: ∂L/∂weight, same shape.
+        reasons: same shape; empty where the gradient is not zero, else ``column``, ``row``, ``no path``,
+            ``disjoint`` or ``underflow``.
+        explanation: the zeros of this matrix in words.
+    """
+
+    variant: str
+    parameter: str
+    rows_are: Literal["input units", "output units"]
+    weight: tuple[tuple[float, ...], ...]
+    gradient: tuple[tuple[float, ...], ...]
+    reasons: tuple[tuple[str, ...], ...]
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Something that the notebook's author saw once, tested over many draws.
+
+    Attributes:
+        claim: the observation.
+        statistic: what was computed, over what.
+        value: the statistic.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        unit: of the three.
+        draws: how many networks.
+        outcome: whether the draws bear it out.
+        sentence: the answer in words, with the numbers.
+    """
+
+    claim: str
+    statistic: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    draws: int
+    outcome: Literal["holds", "does not hold", "undecided"]
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A question of the study and its answer, composed from the measurements.
+
+    Attributes:
+        question: as a reader would ask it.
+        text: the answer, with numbers.
+    """
+
+    question: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyFinding:
+    """Something the study shows that its printout does not.
+
+    Attributes:
+        code: stable, such as ``loss-broadcasts``.
+        text: what it is, with its evidence.
+        where: which variant or parameters.
+    """
+
+    code: str
+    text: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult(Displayed):
+    """One study, run.
+
+    Attributes:
+        name: stable, such as ``deep-sigmoid``.
+        title: for people.
+        question: what the study asks.
+        source: where its networks and figures come from, in words.
+        statistic: what it prints for each parameter.
+        seed: of this run.
+        draws: networks in each ensemble.
+        varied: what differs from the published study (option to value); empty: nothing.
+        variants: its networks.
+        answers: the questions it leaves, answered.
+        findings: what a reader would not see.
+        observations: claims tested over many draws.
+        tables: its own tables.
+        charts: its own charts.
+        matrices: weights beside gradients.
+        notes: what to know about the figures.
+        torch_version: of the run.
+        seconds: how long it took.
+    """
+
+    name: str
+    title: str
+    question: str
+    source: str
+    statistic: str
+    seed: int
+    draws: int
+    varied: Mapping[str, str]
+    variants: tuple[VariantResult, ...]
+    answers: tuple[Answer, ...]
+    findings: tuple[StudyFinding, ...]
+    observations: tuple[Observation, ...]
+    tables: tuple[StudyTable, ...]
+    charts: tuple[Chart, ...]
+    matrices: tuple[MatrixView, ...]
+    notes: tuple[str, ...]
+    torch_version: str
+    seconds: float
+
+    def variant(self, name: str) -> VariantResult:
+        """The result of one network.
+
+        Args:
+            name: its name.
+
+        Returns:
+            The result.
+
+        Raises:
+            KeyError: there is no such network; the message lists those there are.
+        """
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise KeyError(f"{self.name} has no network {name!r}; it has {', '.join(v.name for v in self.variants)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values, with its schema's name and version."""
+        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **encode(self)}
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Strict JSON, also written to ``path`` when one is given.
+
+        Args:
+            path: where to write; the file is replaced whole or not at all.
+
+        Returns:
+            The JSON text.
+        """
+        return write_document(self.to_dict(), path)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StudyResult:
+        """The inverse of :meth:`to_dict`; raises ``RecordError`` when the mapping is something else."""
+        return decode(cls, data, schema=SCHEMA, version=SCHEMA_VERSION)
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> StudyResult:
+        """Read a result back.
+
+        Args:
+            source: a path, or the JSON text itself.
+
+        Returns:
+            An equal result.
+        """
+        return cls.from_dict(read_document(source))
