@@ -134,33 +134,7 @@ class Statistics:
     def __add__(self, other: Statistics) -> Statistics:
         if not isinstance(other, Statistics):
             return NotImplemented
-        # An all-zero or empty side has no scale of its own: it takes the other's.
-        if other.scaled_max_abs == 0.0:
-            scale = self.scale_log2
-        elif self.scaled_max_abs == 0.0:
-            scale = other.scale_log2
-        else:
-            scale = max(self.scale_log2, other.scale_log2)
-        a, b = self.rescaled(scale), other.rescaled(scale)
-        na, nb = a.finite_count, b.finite_count
-        between = 0.0
-        if na and nb:
-            delta = b.scaled_sum / nb - a.scaled_sum / na
-            between = delta * delta * na * nb / (na + nb)
-        smallest = [m for m in (a.unscaled_min_abs_nonzero, b.unscaled_min_abs_nonzero) if m > 0.0]
-        return Statistics(
-            a.count + b.count,
-            a.zero_count + b.zero_count,
-            a.nan_count + b.nan_count,
-            a.inf_count + b.inf_count,
-            scale,
-            a.scaled_sum + b.scaled_sum,
-            a.scaled_sum_abs + b.scaled_sum_abs,
-            a.scaled_sum_squared_deviations + b.scaled_sum_squared_deviations + between,
-            a.scaled_sum_fourth_powers + b.scaled_sum_fourth_powers,
-            max(a.scaled_max_abs, b.scaled_max_abs),
-            min(smallest, default=0.0),
-        )
+        return Statistics.merge((self, other))
 
     @staticmethod
     def merge(parts: Iterable[Statistics]) -> Statistics:
@@ -172,10 +146,29 @@ class Statistics:
         Returns:
             The merged statistics; those of no element when ``parts`` is empty.
         """
-        total = Statistics.empty()
-        for part in parts:
-            total = total + part
-        return total
+        parts = tuple(parts)
+        # An all-zero or empty part has no scale of its own: it takes that of the others.
+        scale = max((part.scale_log2 for part in parts if part.scaled_max_abs > 0.0), default=0)
+        parts = tuple(part.rescaled(scale) for part in parts)
+        finite_count = sum(part.finite_count for part in parts)
+        total = math.fsum(part.scaled_sum for part in parts)
+        mean = total / finite_count if finite_count else 0.0
+        squares = [part.scaled_sum_squared_deviations for part in parts]
+        squares += [n * (part.scaled_sum / n - mean) ** 2 for part in parts if (n := part.finite_count)]
+        smallest = (part.unscaled_min_abs_nonzero for part in parts if part.unscaled_min_abs_nonzero > 0.0)
+        return Statistics(
+            sum(part.count for part in parts),
+            sum(part.zero_count for part in parts),
+            sum(part.nan_count for part in parts),
+            sum(part.inf_count for part in parts),
+            scale,
+            total,
+            math.fsum(part.scaled_sum_abs for part in parts),
+            math.fsum(squares),
+            math.fsum(part.scaled_sum_fourth_powers for part in parts),
+            max((part.scaled_max_abs for part in parts), default=0.0),
+            min(smallest, default=0.0),
+        )
 
     # ---------------------------------------------------------------- derived
 

@@ -115,10 +115,10 @@ def flat_pieces(x: Tensor, limit: int) -> Iterator[Tensor]:
         return
     flat = flat_view(x)
     if flat is not None:
-        yield from flat.split(limit) if flat.numel() > limit else (flat,)
+        yield from torch.split(flat, limit) if flat.numel() > limit else (flat,)
     elif x.numel() <= limit:
         yield x.reshape(-1)
     else:
         entry = x.numel() // x.shape[0]
-        for part in x.split(max(1, limit // entry)):
+        for part in torch.split(x, max(1, limit // entry)):
             yield from flat_pieces(part[0] if part.shape[0] == 1 else part, limit)
