@@ -57,7 +57,8 @@ def _edges(special: Iterable[float], limit: float, feature: float) -> Tensor:
     even = torch.linspace(-limit, limit, 2 * round(limit / _STEP) + 1, dtype=torch.float64)
     near = _graded(feature)
     parts = [even, *(near + point for point in special if abs(point) < limit)]
-    return torch.unique(torch.cat(parts).clamp(-limit, limit))
+    edges: Tensor = torch.unique(torch.cat(parts).clamp(-limit, limit))
+    return edges
 
 
 def _integrate(
