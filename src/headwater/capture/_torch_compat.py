@@ -1,0 +1,66 @@
+"""Every private torch name headwater uses, in one place, each with the reason and what happens without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["current_sequence_number", "hooks_after_accumulation_silenced", "is_recomputing_node", "sequence_number"]
+
+
+def sequence_number(node: Any) -> int:
+    """When an autograd node was created: numbers grow with the order of the forward.
+
+    Args:
+        node: a ``torch.autograd.graph.Node``.
+
+    Returns:
+        Its sequence number; that of an ``AccumulateGrad`` is the largest there is.
+    """
+    return int(node._sequence_nr())
+
+
+def current_sequence_number() -> int:
+    """The number that the next autograd node of this thread will get."""
+    probe = getattr(torch.autograd, "_get_sequence_nr", None)
+    if probe is not None:
+        return int(probe())
+    # Before torch had it: the number of a node made now, plus one.
+    return sequence_number(torch.ones((), requires_grad=True).clone().grad_fn) + 1
+
+
+def is_recomputing_node(node: Any) -> bool:
+    """Whether a node is reentrant activation checkpointing, which refuses ``torch.autograd.grad``.
+
+    Args:
+        node: a ``torch.autograd.graph.Node``.
+
+    Returns:
+        True for ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)``.
+    """
+    return str(node.name()).startswith("CheckpointFunction")
+
+
+@contextmanager
+def hooks_after_accumulation_silenced(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Take away ``register_post_accumulate_grad_hook`` hooks and give them back.
+
+    An optimizer that steps inside the backward lives in such a hook; a measurement must not train the model.
+
+    Args:
+        tensors: leaf tensors.
+
+    Yields:
+        Nothing; the hooks are silent inside the block.
+    """
+    kept = [(t, t._post_accumulate_grad_hooks) for t in tensors if getattr(t, "_post_accumulate_grad_hooks", None)]
+    try:
+        for tensor, _ in kept:
+            tensor._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+        yield
+    finally:
+        for tensor, hooks in kept:
+            tensor._post_accumulate_grad_hooks = hooks

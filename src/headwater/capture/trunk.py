@@ -1,0 +1,243 @@
+"""The trunk: the tensors that every path from the loss to the first parameters passes through."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from headwater.capture._torch_compat import is_recomputing_node, sequence_number
+from headwater.capture.graph import AutogradGraph, operation_kind, walk
+from headwater.capture.names import ROOT
+from headwater.capture.recorder import Call, Row
+from headwater.records import LayerKind, Statistics, TrunkPoint
+from headwater.records.profile import TrunkKind
+from headwater.stats import summarize
+
+__all__ = ["Trunk", "find_trunk"]
+
+_SPECIFIC_KINDS: dict[LayerKind, TrunkKind] = {
+    "activation": "activation", "normalization": "normalization", "attention": "attention", "recurrent": "recurrent",
+    "dropout": "dropout", "pooling": "pooling", "embedding": "embedding", "softmax": "attention",
+}  # fmt: skip
+
+
+@dataclass
+class _Point:
+    position: int
+    node: Any
+    row: Row | None
+    gradient: Statistics | None = None
+
+
+class Trunk:
+    """The dominators of one graph and the gradients that arrive at them.
+
+    Args:
+        graph: the autograd graph of the loss.
+        chain: positions of the dominators, loss first, the first parameters' operation last.
+        rows: recorded rows by (node, output number).
+        calls: module calls, in the order of their completion.
+    """
+
+    def __init__(
+        self, graph: AutogradGraph, chain: Sequence[int], rows: Mapping[tuple[Any, int], Row], calls: Sequence[Call]
+    ) -> None:
+        self.graph = graph
+        self.chain = list(chain)
+        self._rows = rows
+        self._owner = _owners(graph, calls)
+        self._handles: list[Any] = []
+        self.members = {graph.nodes[i] for i in self.chain}
+        self._recomputed: dict[int, list[Row]] = {}
+        # A view only renames its input: the gradient statistics are the same on both sides.
+        self._points = [
+            _Point(i, graph.nodes[i], rows.get((graph.nodes[i], 0)))
+            for i in self.chain
+            if operation_kind(graph.nodes[i].name()) != "reshape" or i == self.chain[-1]
+        ]
+
+    def watch(self) -> None:
+        """Hook the trunk operations whose output no row observes already."""
+        for point in self._points:
+            if point.row is None or not point.row.requires_grad:
+
+                def arrived(gradients: tuple[Tensor | None, ...], point: _Point = point) -> None:
+                    if gradients and gradients[0] is not None:
+                        point.gradient = summarize(gradients[0])
+
+                self._handles.append(point.node.register_prehook(arrived))
+
+    def release(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def absorb_recomputed(self, rows: Sequence[Row], parameters: Mapping[int, Tensor]) -> None:
+        """Continue the trunk inside reentrant checkpoints, whose graphs exist only once the backward recomputed them.
+
+        Args:
+            rows: every row, in execution order.
+            parameters: ``id`` to parameter.
+        """
+        for position in self.chain:
+            node = self.graph.nodes[position]
+            if not is_recomputing_node(node):
+                continue
+            # Its node is made first and its modules run without a graph: they begin at the next number and make none.
+            begin = sequence_number(node) + 1
+            region = [
+                r for r in rows if r.node is not None and r.call.begin == begin and r.node not in self.graph.index
+            ]
+            if not region:
+                continue
+            inner = walk([row.node for row in reversed(region)])
+            entries = [i for i, leaf in inner.leaves.items() if id(leaf) not in parameters]
+            reached = [i for i in entries if inner.reaching(i)[0]]
+            if reached:
+                depth = inner.depths()
+                chain = inner.dominators(max(reached, key=lambda i: depth[i]))
+                self.members |= {inner.nodes[i] for i in chain}
+                self._recomputed[position] = [row for row in region if self.on_trunk(row)]
+
+    def on_trunk(self, row: Row) -> bool:
+        """Whether a row's tensor is one that every path passes through."""
+        return row.node is not None and row.node in self.members and row.output_number == 0
+
+    def functional_operations(self) -> tuple[str, ...]:
+        """Trunk operations of the model whose output no row observes."""
+        return tuple(
+            dict.fromkeys(
+                point.node.name()
+                for point in self._points
+                if point.row is None and self._owner[point.position] is not None
+            )
+        )
+
+    def points(self, name_of: Mapping[Call, str]) -> tuple[TrunkPoint, ...]:
+        """The trunk as records, from the input side to the loss.
+
+        Args:
+            name_of: names of calls as rows show them.
+
+        Returns:
+            The points.
+        """
+        ordered = self._points[::-1]
+        found: list[TrunkPoint] = []
+        for k, point in enumerate(ordered):
+            following = ordered[k + 1] if k + 1 < len(ordered) else None
+            owner = self._owner[point.position]
+            after = None if following is None else self._owner[following.position]
+            for row in self._recomputed.get(point.position, ()):
+                name = name_of.get(row.call, ROOT)
+                kind = _SPECIFIC_KINDS.get(row.kind, "branches")
+                found.append(
+                    TrunkPoint(
+                        order=len(found),
+                        operation=row.node.name(),
+                        kind=kind,
+                        layer=name,
+                        next_layer=name,
+                        gradient=row.gradient,
+                    )
+                )
+            found.append(
+                TrunkPoint(
+                    order=len(found),
+                    operation=point.node.name(),
+                    kind="loss" if following is None else self._kind_between(point, following),
+                    layer=None if owner is None else name_of.get(owner, ROOT),
+                    next_layer=None if after is None else name_of.get(after, ROOT),
+                    gradient=point.row.gradient if point.row is not None and point.row.gradient else point.gradient,
+                )
+            )
+        return tuple(found)
+
+    # ---------------------------------------------------------------- what happens between two points
+
+    def _kind_between(self, below: _Point, above: _Point) -> TrunkKind:
+        """What carries the gradient from ``above`` (loss side) down to ``below``."""
+        if self._owner[above.position] is None:
+            return "loss"
+        region = self.graph.between(above.position, below.position)
+        edges = [j for j in self.graph.edges[above.position] if j in region]
+        own = operation_kind(above.node.name())
+        if len(edges) == 1 and self._is_direct(edges[0], below.position):
+            # One operand only: an addition of a constant or a bias passes the gradient on unchanged.
+            return "scale" if own == "residual" else own
+        call = self._owner[above.position]
+        while call is not None:
+            if call.kind in _SPECIFIC_KINDS and self._covers(call, above, below):
+                return _SPECIFIC_KINDS[call.kind]
+            call = call.parent
+        if own == "residual" and len(edges) > 1:
+            return "residual"
+        names = {operation_kind(self.graph.nodes[i].name()) for i in region - {below.position}}
+        return "attention" if "attention" in names else "branches"
+
+    def _is_direct(self, start: int, below: int) -> bool:
+        """Whether only views lie between."""
+        while start != below:
+            if operation_kind(self.graph.nodes[start].name()) != "reshape" or len(self.graph.edges[start]) != 1:
+                return False
+            start = self.graph.edges[start][0]
+        return True
+
+    @staticmethod
+    def _covers(call: Call, above: _Point, below: _Point) -> bool:
+        """Whether the call made the upper point and not the lower one."""
+        return call.begin <= sequence_number(above.node) < call.end and not (
+            call.begin <= sequence_number(below.node) < call.end
+        )
+
+
+def _owners(graph: AutogradGraph, calls: Sequence[Call]) -> list[Call | None]:
+    """The innermost module call in which each node was made; None for the loss."""
+    order = sorted((sequence_number(node), i) for i, node in enumerate(graph.nodes))
+    numbers = [number for number, _ in order]
+    owner: list[Call | None] = [None] * len(order)
+    for outer in sorted(calls, key=lambda c: (c.begin, -c.end)):  # outer calls first: inner ones paint over them
+        low, high = bisect.bisect_left(numbers, outer.begin), bisect.bisect_left(numbers, outer.end)
+        owner[low:high] = [outer] * (high - low)
+    by_position: list[Call | None] = [None] * len(order)
+    for (_, i), call in zip(order, owner, strict=True):
+        by_position[i] = call
+    return by_position
+
+
+def find_trunk(
+    graph: AutogradGraph, rows: Sequence[Row], calls: Sequence[Call], parameters: Mapping[int, Tensor]
+) -> Trunk:
+    """The trunk of a graph.
+
+    The first parameters are those of the recorded row that lies deepest below the loss (the longest path) and owns a
+    trainable parameter; in a model without such a row, those of the deepest operation that takes a parameter.
+
+    Args:
+        graph: the autograd graph of the loss.
+        rows: the recorded rows.
+        calls: the module calls.
+        parameters: ``id`` to trainable parameter.
+
+    Returns:
+        The trunk; without members when no parameter is reached.
+    """
+    depth = graph.depths()
+    by_node = {(row.node, row.output_number): row for row in rows if row.node is not None}
+    candidates = [
+        graph.index[row.node]
+        for row in rows
+        if row.node in graph.index and any(id(p) in parameters for p in row.call.module._parameters.values())
+    ]
+    if not candidates:
+        candidates = list(graph.parameter_consumers(parameters.values()).values())
+    candidates += [i for i, node in enumerate(graph.nodes) if is_recomputing_node(node)]
+    if not candidates:
+        return Trunk(graph, [], by_node, calls)
+    target = max(candidates, key=lambda i: depth[i])  # the first of equals: the first executed
+    return Trunk(graph, graph.dominators(target), by_node, calls)
