@@ -1,5 +1,27 @@
-"""Tensors to additive statistics: no hooks, no autograd, no random numbers."""
+"""Tensors to statistics that add up: no hooks, no autograd, no random numbers."""
 
+from headwater.stats.equal_rows import duplicate_row_count, zero_column_count, zero_row_count
+from headwater.stats.histogram import log2_histogram
 from headwater.stats.moments import moment_rows, moments, statistics_from_rows, summarize, summarize_many
+from headwater.stats.signal import (
+    between_sample_fraction,
+    between_sample_fraction_on_device,
+    position_cosine,
+    position_cosine_on_device,
+)
 
-__all__ = ["moment_rows", "moments", "statistics_from_rows", "summarize", "summarize_many"]
+__all__ = [
+    "between_sample_fraction",
+    "between_sample_fraction_on_device",
+    "duplicate_row_count",
+    "log2_histogram",
+    "moment_rows",
+    "moments",
+    "position_cosine",
+    "position_cosine_on_device",
+    "statistics_from_rows",
+    "summarize",
+    "summarize_many",
+    "zero_column_count",
+    "zero_row_count",
+]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headwater.errors import InputError
 
-__all__ = ["as_computable", "flat_pieces", "flat_view", "stored_values", "without_expanded_dimensions"]
+__all__ = ["as_computable", "flat_pieces", "flat_view", "implicit_zero_count", "stored_pieces", "stored_values"]
 
 # Integers of 24 bits and less are exact in float32; wider ones are read as float64.
 _EXACT_IN_FLOAT32 = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16})
@@ -35,14 +35,14 @@ def as_computable(x: Tensor) -> Tensor:
     return x.to(torch.float64 if wide else torch.float32)
 
 
-def stored_values(tensor: Tensor) -> tuple[list[Tensor], int]:
+def stored_values(tensor: Tensor) -> list[Tensor]:
     """The stored elements of a tensor of any layout.
 
     Args:
         tensor: strided, sparse (COO, CSR, CSC, BSR, BSC), nested or opaque.
 
     Returns:
-        Strided tensors that hold every stored element once, and the number of implicit zeros beside them.
+        Strided tensors that together hold every stored element.
 
     Raises:
         InputError: a meta tensor has no elements to read.
@@ -54,19 +54,48 @@ def stored_values(tensor: Tensor) -> tuple[list[Tensor], int]:
         )
     tensor = tensor.detach()
     if tensor.is_nested:
-        return list(tensor.unbind()), 0
+        return list(tensor.unbind())
     if tensor.layout is torch.strided:
-        return [tensor], 0
+        return [tensor]
     if tensor.layout is torch.sparse_coo:
-        values = tensor.coalesce().values()
-    elif tensor.layout in _COMPRESSED:
-        values = tensor.values()
-    else:
-        return [tensor.to_dense()], 0
-    return [values], tensor.numel() - values.numel()
+        return [tensor.coalesce().values()]
+    if tensor.layout in _COMPRESSED:
+        return [tensor.values()]
+    return [tensor.to_dense()]
 
 
-def without_expanded_dimensions(x: Tensor) -> tuple[Tensor, int]:
+def implicit_zero_count(tensor: Tensor, stored: int) -> int:
+    """Zeros of a sparse tensor that are not stored.
+
+    Args:
+        tensor: of any layout.
+        stored: the number of real numbers that are.
+
+    Returns:
+        How many real numbers there are besides (two per element of a complex tensor).
+    """
+    if tensor.is_nested or tensor.layout is torch.strided:
+        return 0
+    return tensor.numel() * (2 if tensor.is_complex() else 1) - stored
+
+
+def stored_pieces(tensor: Tensor, limit: int) -> Iterator[tuple[Tensor, int]]:
+    """The stored elements of any tensor as real numbers, a bounded number at a time.
+
+    Args:
+        tensor: of any shape, dtype and layout.
+        limit: the largest number of elements of a piece (twice as many numbers where they are complex).
+
+    Yields:
+        1-D floating tensors, and how often each of their elements occurs (more than once where the tensor is expanded).
+    """
+    for values in stored_values(tensor):
+        single, repeats = _without_expanded_dimensions(values)
+        for piece in flat_pieces(single, limit):
+            yield as_computable(piece).view(-1), repeats
+
+
+def _without_expanded_dimensions(x: Tensor) -> tuple[Tensor, int]:
     """One copy of every element of a tensor that repeats itself (stride 0), and how often each is repeated.
 
     Args:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from headwater.records.statistics import Statistics
-from headwater.stats.elements import as_computable, flat_pieces, flat_view, stored_values, without_expanded_dimensions
+from headwater.stats.elements import as_computable, flat_view, implicit_zero_count, stored_pieces
 from headwater.stats.rows_on_accelerator import COLUMNS, has_float64, merged, rows_on_accelerator
 from headwater.stats.rows_on_host import rows_on_host
 
@@ -72,15 +72,16 @@ def moments(tensor: Tensor) -> Tensor:
     """
     if tensor.device.type == "cpu":
         return _table([_summarize_on_host(tensor)])[0]
-    values, implicit_zeros = stored_values(tensor)
     tables: list[Tensor] = []
-    for value in values:
-        single, repeats = without_expanded_dimensions(value)
-        for rows in _blocks(single, _BLOCK_ON_ACCELERATOR):
+    stored = 0
+    for piece, repeats in stored_pieces(tensor, _BLOCK_ON_ACCELERATOR):
+        stored += piece.numel() * repeats
+        for rows in _rows(piece):
             table = moment_rows(rows)
             tables.append(table if repeats == 1 else _repeated(table, repeats))
+    implicit_zeros = implicit_zero_count(tensor, stored)
     if implicit_zeros or not tables:
-        zeros = _table([_zeros(implicit_zeros * _parts(tensor))])
+        zeros = _table([_zeros(implicit_zeros)])
         tables.append(zeros.to(tables[0].dtype if tables else torch.float32).to(tensor.device))
     table = torch.cat(tables)
     if table.shape[0] == 1:
@@ -172,41 +173,35 @@ def _small_flat_view(tensor: Tensor) -> Tensor | None:
     return as_computable(flat).view(-1) if flat is not None and flat.is_complex() else flat
 
 
-# -------------------------------------------------------------------- blocks of rows
+# -------------------------------------------------------------------- rows of a tensor
 
 
-def _blocks(x: Tensor, block: int) -> Iterator[Tensor]:
-    """The elements of a strided tensor as (k, n) rows of at most 65,536, ``block`` elements at a time."""
-    for stored in flat_pieces(x, block):
-        piece = as_computable(stored).view(-1)
-        n = piece.numel()
-        k = -(-n // ROW)
-        # Rows of equal length need one call; otherwise full rows, and the remainder as a row of its own.
-        equal = next((rows for rows in range(k, k + 4) if n % rows == 0), None)
-        if equal is not None:
-            yield piece.view(equal, -1)
-        else:
-            full = n - n % ROW
-            yield piece[:full].view(-1, ROW)
-            yield piece[full:].view(1, -1)
+def _rows(piece: Tensor) -> Iterator[Tensor]:
+    """A flat piece as (k, n) rows of at most 65,536 elements."""
+    n = piece.numel()
+    k = -(-n // ROW)
+    # Rows of equal length need one call; otherwise full rows, and the remainder as a row of its own.
+    equal = next((rows for rows in range(k, k + 4) if n % rows == 0), None)
+    if equal is not None:
+        yield piece.view(equal, -1)
+    else:
+        full = n - n % ROW
+        yield piece[:full].view(-1, ROW)
+        yield piece[full:].view(1, -1)
 
 
 def _summarize_on_host(tensor: Tensor) -> Statistics:
-    values, implicit_zeros = stored_values(tensor)
     parts: list[Statistics] = []
-    for value in values:
-        single, repeats = without_expanded_dimensions(value)
-        for rows in _blocks(single, _BLOCK_ON_HOST):
+    stored = 0
+    for piece, repeats in stored_pieces(tensor, _BLOCK_ON_HOST):
+        stored += piece.numel() * repeats
+        for rows in _rows(piece):
             records = rows_on_host(rows)
             parts += records if repeats == 1 else [_repeated_record(record, repeats) for record in records]
+    implicit_zeros = implicit_zero_count(tensor, stored)
     if implicit_zeros:
-        parts.append(_zeros(implicit_zeros * _parts(tensor)))
+        parts.append(_zeros(implicit_zeros))
     return parts[0] if len(parts) == 1 else Statistics.merge(parts)
-
-
-def _parts(tensor: Tensor) -> int:
-    """Real numbers per element."""
-    return 2 if tensor.is_complex() else 1
 
 
 def _zeros(count: int) -> Statistics:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from headwater.stats.elements import as_computable
 
-__all__ = ["COLUMNS", "has_float64", "merged", "rows_on_accelerator"]
+__all__ = ["COLUMNS", "divided_by_power", "has_float64", "merged", "rows_on_accelerator"]
 
 COLUMNS = 11
 """Columns of a row of moments: the fields of records.Statistics, in their order."""
@@ -48,7 +48,7 @@ def rows_on_accelerator(rows: Tensor, *, double: bool = True) -> Tensor:
     exponent = torch.zeros_like(count)
     if scale_needed:
         power = torch.frexp(largest).exponent
-        clean, largest = _divided_by_power(clean, power[:, None]), _divided_by_power(largest, power)
+        clean, largest = divided_by_power(clean, power[:, None]), divided_by_power(largest, power)
         magnitude = clean.abs()
         exponent = power.to(x.dtype)
     total, deviations = _centred(clean, finite, count.clamp(min=1.0))
@@ -77,7 +77,7 @@ def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     return ((exponent.int() + 127) << 23).view(torch.float32)
 
 
-def _divided_by_power(x: Tensor, exponent: Tensor) -> Tensor:
+def divided_by_power(x: Tensor, exponent: Tensor) -> Tensor:
     """``x / 2**exponent`` in two steps, since 2**149 (for the smallest float32) is itself out of range."""
     half = torch.div(exponent, 2, rounding_mode="floor")
     return x * _power_of_two(-half, x.dtype) * _power_of_two(half - exponent, x.dtype)
