@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from headwater.reports.marks import split_marks
 
 __all__ = ["render_fragment", "render_page"]
 
+_NUMBER = re.compile(r"[\d.]+e[+-]\d+")
+_TOP = 84  # pixels above a plot for its title and its legend
 _FILTER_ROWS = 20  # tables longer than this get a box that filters their rows; chosen by us
 
 
@@ -88,11 +91,11 @@ def _figure_data(figure: Figure) -> dict[str, Any]:
     layout.pop("template", None)
     title = layout.get("title")
     if isinstance(title, dict) and "subtitle" in title:
-        lines = str(title.pop("subtitle").get("text", "")).count("<br>") + 1
+        title.pop("subtitle")
         margin = layout.setdefault("margin", {})
-        margin["t"] = max(60, margin.get("t", 100) - 19 * lines)
-        if "height" in layout:
-            layout["height"] -= 19 * lines
+        if "height" in layout and margin.get("t", 0) > _TOP:
+            layout["height"] -= margin["t"] - _TOP
+            margin["t"] = _TOP
     return {"data": data["data"], "layout": layout}
 
 
@@ -113,12 +116,15 @@ def _prose(text: str) -> Markup:
     """Escape a text, then turn its two marks into tags."""
     tags = {"code": "code", "strong": "strong"}
     pieces = [
-        Markup("<{0}>{1}</{0}>").format(Markup(tags[mark]), _visible(piece))
-        if mark in tags
-        else escape(_visible(piece))
+        Markup("<{0}>{1}</{0}>").format(Markup(tags[mark]), _visible(piece)) if mark in tags else _plain(piece)
         for mark, piece in split_marks(text)
     ]
     return Markup("").join(pieces)
+
+
+def _plain(text: str) -> Markup:
+    # 1.00e-05 must not be broken at its hyphen.
+    return Markup(_NUMBER.sub(r'<span class="number">\g<0></span>', str(escape(_visible(text)))))
 
 
 def _visible(text: str) -> str:

@@ -32,12 +32,13 @@ __all__ = ["profile_figure"]
 _STATISTICS = ("rms", "mean_abs", "l2_norm", "std", "max_abs")
 _LABELS = {"rms": "rms", "mean_abs": "mean |·|", "l2_norm": "L2 norm", "std": "std", "max_abs": "max |·|"}
 _WHAT = ("profile", "parameters", "time")
-_UNIT = "(dimensionless, log scale)"
+_UNIT = "(no unit, log scale)"
 _ROLES = (
     ("weight", "weights", "green"), ("bias", "biases", "purple"), ("normalization", "normalization", "orange"),
     ("embedding", "embeddings", "sky"), ("recurrent", "recurrent weights", "blue"),
     ("attention", "attention weights", "vermillion"), ("other", "other parameters", "gray"),
 )  # fmt: skip
+_LINED = 250  # points above which a line that zigzags between kinds of layers would only fill an area. Chosen by us.
 _EDGE = 0.4  # where, within the strip under the smallest value, a mark without a value stands
 
 
@@ -158,7 +159,7 @@ def _line(marks: Sequence[_Mark], name: str, color: str, symbol: str, *, line: b
         text=[m.hover for m in marks],
         hovertemplate="%{text}<extra></extra>",
         name=name,
-        mode="lines+markers" if line else "markers",
+        mode="lines+markers" if line and len(marks) <= _LINED else "markers",
         line={"color": PALETTE[color], "width": 2},
         marker={"color": PALETTE[color], "symbol": symbol, "size": size - 2 * faint, "opacity": 0.45 if faint else 1},
         connectgaps=True,
@@ -230,7 +231,7 @@ def _layer_figure(profile: Profile, template: Template, statistic: str, band: bo
     _axis(figure, 1, f"{label}{per}<br>{_UNIT}", everything, extra)
     if owned:
         marks = _add_roles(figure, 2, owned, statistic, lambda p, _: position[p.layer or ""])
-        _axis(figure, 2, f"{label} of parameter<br>gradient {_UNIT}", marks)
+        _axis(figure, 2, f"parameter gradient {label}<br>{_UNIT}", marks)
     figure.update_xaxes(**name_axis([row.name for row in profile.layers], "layer, in execution order"))
     if panels == 2:
         figure.update_xaxes(row=1, col=1, title=None, showticklabels=False)

@@ -40,6 +40,10 @@ __all__ = ["build_profile_document"]
 _SHOWN_FRACTION = 0.01  # dead and saturated shares below 1 % are left to the full table; chosen by us
 _MOSTLY_ZERO = 0.5  # share of exact zeros in a gradient that is worth a note; chosen by us
 _WEIGHT_ROLES = ("weight", "recurrent", "attention", "embedding", "normalization", "other")
+_HOW_TO_READ = (
+    "The gradient travels from the loss, on the right, to the input, on the left. Rest the pointer on a mark for its "
+    "layer and all its numbers; click a name in the legend to hide a series."
+)
 _LOSS = {
     "loss_fn": "loss_fn(output, targets)",
     "loss": "loss(model)",
@@ -64,7 +68,7 @@ def build_profile_document(profile: Profile, *, full: bool = False) -> Document:
         Figure(
             _drawer(profile, "profile"),
             f"Gradient and activation along {profile.model_type}",
-            read_profile(profile) if full else "",
+            _HOW_TO_READ if full else "",
         )
     )
     blocks.append(_layer_table(profile, full))
@@ -185,7 +189,11 @@ def _layer_row(
     first = layers[0]
     return (
         *([Cell("┃" if on_trunk else "", hint="on the trunk" if on_trunk else "on a branch")] if branches else []),
-        Cell(row.label if isinstance(row, Fold) else row.name, sort=first.order, tone="plain" if on_trunk else "muted"),
+        Cell(
+            row.label if isinstance(row, Fold) else row.name,
+            sort=first.order,
+            tone="plain" if on_trunk or not branches else "muted",
+        ),
         Cell(row.type, tone="muted"),
         Cell(shape_text(first.shape) if len({layer.shape for layer in layers}) == 1 else "varies", tone="muted"),
         _rms_cell([layer.activation for layer in shown]),

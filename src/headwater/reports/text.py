@@ -173,7 +173,7 @@ class _Writer:
                 current = part
             else:
                 current = f"{current} · {part}" if current else part
-        yield from (self.line(line, "dim") for line in textwrap.wrap(current, self.width))
+        yield from (self.line(line, "dim") for line in textwrap.wrap(current, self.width, break_on_hyphens=False))
 
     def prose(self, text: str, indent: str = "", style: str = "") -> Iterator[Text]:
         yield self._marked(text, style).copy() if not indent else self._indented(text, indent, style)
@@ -281,7 +281,9 @@ class _Writer:
         gap: str,
     ) -> Iterator[Text]:
         wrapped = {
-            i: textwrap.wrap(row[i], widths[i]) if table.columns[i].wrap else [self.elide(row[i], widths[i])]
+            i: textwrap.wrap(row[i], widths[i], break_on_hyphens=False)
+            if table.columns[i].wrap
+            else [self.elide(row[i], widths[i])]
             for i in shown
         }
         for level in range(max([len(lines) for lines in wrapped.values()], default=1) or 1):

@@ -17,7 +17,8 @@
     drawn.add(entry.id);
     const layout = { ...entry.figure.layout, autosize: true, template: content.templates[root.dataset.theme] };
     Plotly.newPlot(entry.id, entry.figure.data, layout, {
-      responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+      responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
     });
   }
   root.dataset.theme = theme();
