@@ -1,7 +1,7 @@
 """What ``import headwater`` costs beyond ``import torch``; the goal is under 200 ms.
 
 In a fresh interpreter torch is imported first, then headwater, then every public name is used (names may be resolved
-on first use); the clock runs from headwater's import on. One interpreter is started for nothing, to warm the file cache.
+on first use); the clock runs from the import of headwater. One interpreter is started first, to warm the file cache.
 
     python benchmarks/import_time.py [--repeats 7]
 """

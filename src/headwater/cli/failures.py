@@ -56,7 +56,8 @@ def model_failures(hint: str = "") -> Iterator[None]:
     except HeadwaterError:
         raise
     except Exception as error:
-        frames = _frames(error)
+        # The model's torch functions pass through an observer of ours, whose frame is then the last: it does not count.
+        frames = [f for f in _frames(error) if f.name != "__torch_function__"]
         if frames and frames[-1].filename.startswith(_PACKAGE):
             raise
         text = f"the model or its loss raised {type(error).__name__}: {error}{raised_at(error)}"
