@@ -185,6 +185,15 @@ class Table:
             if len(row) != len(self.columns):
                 raise ValueError(f"row {index} has {len(row)} cells for {len(self.columns)} columns")
 
+    @property
+    def filled(self) -> tuple[int, ...]:
+        """Columns that hold something; all of them when there is no row."""
+        return tuple(
+            i
+            for i in range(len(self.columns))
+            if not self.rows or any(row[i].text or row[i].bar is not None for row in self.rows)
+        )
+
     @classmethod
     def of(
         cls,

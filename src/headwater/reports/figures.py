@@ -18,11 +18,13 @@ from headwater.reports.notation import elide
 __all__ = [
     "PALETTE",
     "Series",
+    "clamp_log10",
     "escape",
     "finish",
     "line_figure",
     "log_axis",
     "log_range",
+    "name_axis",
     "sampled_ticks",
     "scatter",
     "template_of",
@@ -49,7 +51,7 @@ MAX_TICKS = 20
 _LONGEST_TICK = 24  # characters; the whole name is in the hover text. Chosen by us.
 WEBGL_POINTS = 3000
 """Points above which a series is drawn with WebGL, which stays fluid where SVG does not. Chosen by us."""
-_SMALLEST_LOG10, _LARGEST_LOG10 = -300.0, 300.0  # what a browser's double can place on an axis
+_LARGEST_LOG10 = 250.0  # what a browser's double can place on an axis, with room for the axis to go on
 
 _THEMES: Mapping[Template, Mapping[str, str]] = {
     "light": {"text": "#1f2328", "muted": "#59636e", "grid": "#e4e8ec", "line": "#b8c0c8", "paper": "#ffffff"},
@@ -122,6 +124,18 @@ def wrap_title(text: str, width: int = 105) -> tuple[str, int]:
     return "<br>".join(escape(line) for line in lines), len(lines)
 
 
+def clamp_log10(value: float) -> float:
+    """The nearest log10 value that a browser can place on an axis; hover texts keep the true one.
+
+    Args:
+        value: finite.
+
+    Returns:
+        A value from -250 to 250.
+    """
+    return max(-_LARGEST_LOG10, min(_LARGEST_LOG10, value))
+
+
 def log_range(values_log10: Iterable[float], *, room_below: bool = False) -> tuple[float, float]:
     """The range of a log axis, at least two decades so that a flat series looks flat.
 
@@ -132,7 +146,7 @@ def log_range(values_log10: Iterable[float], *, room_below: bool = False) -> tup
     Returns:
         log10 of both ends.
     """
-    finite = [max(_SMALLEST_LOG10, min(_LARGEST_LOG10, v)) for v in values_log10 if math.isfinite(v)]
+    finite = [clamp_log10(v) for v in values_log10 if math.isfinite(v)]
     low, high = min(finite, default=-1.0), max(finite, default=0.0)
     if high - low < 2.0:
         middle = (low + high) / 2
@@ -237,7 +251,7 @@ def finish(figure: Any, *, title: str, reading: str, template: Template, height:
         The same figure.
     """
     subtitle, lines = wrap_title(reading)
-    top = 64 + 19 * lines
+    top = 52 + 19 * lines + 19 * _legend_lines(figure) + 14
     figure.update_layout(
         template=template_of(template),
         title={
@@ -245,11 +259,22 @@ def finish(figure: Any, *, title: str, reading: str, template: Template, height:
             "yanchor": "top", "pad": {"t": 16, "l": 16}, "subtitle": {"text": subtitle},
         },
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "title": {"text": ""}},
-        margin={"t": top + 34, "l": 16, "r": 24, "b": 16},
+        margin={"t": top, "l": 16, "r": 24, "b": 16},
         height=height + top,
         hovermode="closest",
     )  # fmt: skip
     return figure
+
+
+def _legend_lines(figure: Any, width: int = 860) -> int:
+    """Lines that the legend on top needs on a plot ``width`` pixels wide; plotly lays entries out in equal columns."""
+    names = [
+        str(trace.name)
+        for trace in figure.data
+        if trace.name and trace.showlegend is not False and trace.legend is None
+    ]
+    entry = max((len(name) for name in names), default=0) * 7 + 48
+    return math.ceil(len(names) / max(1, width // entry))
 
 
 @dataclass(frozen=True, slots=True)

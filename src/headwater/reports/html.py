@@ -128,7 +128,7 @@ def _plain(text: str) -> Markup:
 
 
 def _visible(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _json(value: object) -> Markup:

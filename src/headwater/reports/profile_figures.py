@@ -17,6 +17,7 @@ from headwater.reports.document import Template
 from headwater.reports.figures import (
     PALETTE,
     SYMBOLS,
+    clamp_log10,
     escape,
     finish,
     log_axis,
@@ -155,14 +156,14 @@ def _line(marks: Sequence[_Mark], name: str, color: str, symbol: str, *, line: b
     return scatter(
         len(marks),
         x=[m.x for m in marks],
-        y=[10.0 ** max(-300.0, min(300.0, m.log10)) if math.isfinite(m.log10) else None for m in marks],
+        y=[10.0 ** clamp_log10(m.log10) if math.isfinite(m.log10) else None for m in marks],
         text=[m.hover for m in marks],
         hovertemplate="%{text}<extra></extra>",
         name=name,
         mode="lines+markers" if line and len(marks) <= _LINED else "markers",
         line={"color": PALETTE[color], "width": 2},
         marker={"color": PALETTE[color], "symbol": symbol, "size": size - 2 * faint, "opacity": 0.45 if faint else 1},
-        connectgaps=True,
+        connectgaps=False,
     )
 
 
@@ -182,7 +183,6 @@ def _edge_marks(marks: Sequence[_Mark], low: float, span: float) -> list[Any]:
                     x=[m.x for m in found], y=[10.0 ** (low + _EDGE * 0.15 * span)] * len(found), mode="markers",
                     text=[m.hover for m in found], hovertemplate="%{text}<extra></extra>", name=missing,
                     marker={"symbol": symbol, "color": PALETTE[color], "size": 9, "line": outline},
-                    legendgroup=missing,
                 )
             )  # fmt: skip
     return traces
@@ -191,9 +191,8 @@ def _edge_marks(marks: Sequence[_Mark], low: float, span: float) -> list[Any]:
 def _axis(figure: Any, row: int, title: str, marks: Sequence[_Mark], extra: Sequence[float] = ()) -> None:
     faulty = [m for m in marks if m.missing]
     ends = log_range([*(m.log10 for m in marks), *extra], room_below=bool(faulty))
-    shown = {trace.name for trace in figure.data}
     for trace in _edge_marks(faulty, ends[0], ends[1] - ends[0]):
-        trace.showlegend = trace.name not in shown
+        trace.legend = "legend2" if row == 2 else None
         figure.add_trace(trace, row=row, col=1)
     figure.update_yaxes(row=row, col=1, **log_axis(title, ends))
 
@@ -205,7 +204,7 @@ def _layer_figure(profile: Profile, template: Template, statistic: str, band: bo
     position = {row.name: i for i, row in reversed(list(enumerate(profile.layers)))}
     owned = [p for p in profile.parameters if p.layer in position]
     panels = 2 if owned else 1
-    figure = make_subplots(panels, 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.6, 0.4][:panels])
+    figure = make_subplots(panels, 1, shared_xaxes=True, vertical_spacing=0.12, row_heights=[0.6, 0.4][:panels])
     any_trunk = any(row.on_trunk for row in profile.layers)
     everything: list[_Mark] = []
     extra: list[float] = []
@@ -235,6 +234,10 @@ def _layer_figure(profile: Profile, template: Template, statistic: str, band: bo
     figure.update_xaxes(**name_axis([row.name for row in profile.layers], "layer, in execution order"))
     if panels == 2:
         figure.update_xaxes(row=1, col=1, title=None, showticklabels=False)
+        top = figure.layout.yaxis2.domain[1]
+        figure.update_layout(
+            legend2={"orientation": "h", "x": 0, "xanchor": "left", "y": top + 0.005, "yanchor": "bottom"}
+        )
     title = f"Gradient profile of {profile.model_type}"
     return finish(figure, title=title, reading=read_profile(profile), template=template, height=height)
 
@@ -279,6 +282,7 @@ def _add_roles(
             everything += marks
             trace = _line(marks, name, color, SYMBOLS[number % len(SYMBOLS)], line=role in ("weight", "bias"))
             trace.line.width = 1.2
+            trace.legend = "legend2" if row == 2 else None
             figure.add_trace(trace, row=row, col=1)
     return everything
 

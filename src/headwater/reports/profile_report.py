@@ -44,6 +44,7 @@ _HOW_TO_READ = (
     "The gradient travels from the loss, on the right, to the input, on the left. Rest the pointer on a mark for its "
     "layer and all its numbers; click a name in the legend to hide a series."
 )
+_STATES = {"frozen": "frozen", "none": "no gradient", "exact_zero": "exactly zero", "underflow": "underflow"}
 _LOSS = {
     "loss_fn": "loss_fn(output, targets)",
     "loss": "loss(model)",
@@ -71,11 +72,13 @@ def build_profile_document(profile: Profile, *, full: bool = False) -> Document:
             _HOW_TO_READ if full else "",
         )
     )
-    blocks.append(_layer_table(profile, full))
-    if full and profile.parameters:
-        blocks.append(_parameter_table(profile))
-    blocks += _trunk_lines(profile)
-    blocks += _time_blocks(profile)
+    ends = [*_trunk_lines(profile), *_time_blocks(profile)]
+    if full:  # a page shows its pictures first; a terminal its table
+        blocks += [*ends, _layer_table(profile, full)]
+        if profile.parameters:
+            blocks.append(_parameter_table(profile))
+    else:
+        blocks += [_layer_table(profile, full), *ends]
     blocks.append(_coverage(profile))
     if full:
         blocks.append(_method(profile))
@@ -273,7 +276,7 @@ def _notes(layers: Sequence[LayerProfile], owned: Sequence[ParameterProfile]) ->
         if p.state not in ("finite", "nonfinite"):
             states.setdefault(p.state, []).append(p.name.rsplit(".", 1)[-1])
     for state, names in states.items():
-        plain.append(f"{state.replace('_', ' ')}: {', '.join(dict.fromkeys(names))}")
+        plain.append(f"{_STATES[state]}: {', '.join(dict.fromkeys(names))}")
     shared = [p for p in owned if p.aliases]
     if shared and not many:
         plain.append(f"shared: {', '.join(p.name.rsplit('.', 1)[-1] + ' = ' + ', '.join(p.aliases) for p in shared)}")

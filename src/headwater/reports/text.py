@@ -236,10 +236,7 @@ class _Writer:
     def table(self, table: Table) -> Iterator[Text]:
         rows = [[self.clean(cell.text) for cell in row] for row in table.rows]
         heads = [[self.clean(part) for part in column.title.split("\n")] for column in table.columns]
-        filled = [
-            i for i in range(len(table.columns))
-            if not rows or any(row[i] or source[i].bar for row, source in zip(rows, table.rows, strict=True))
-        ]  # fmt: skip
+        filled = table.filled
         natural = {i: max([cell_len(t) for t in heads[i]] + [cell_len(row[i]) for row in rows]) for i in filled}
         shown, widths = _fit(table.columns, filled, natural, self.width)
         gap = "  " if sum(widths.values()) + 2 * (len(shown) - 1) <= self.width else " "

@@ -15,11 +15,20 @@
   function draw(entry) {
     if (drawn.has(entry.id)) return;
     drawn.add(entry.id);
+    const place = document.getElementById(entry.id);
     const layout = { ...entry.figure.layout, autosize: true, template: content.templates[root.dataset.theme] };
     Plotly.newPlot(entry.id, entry.figure.data, layout, {
       responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
-    });
+    }).then(() => { fit(place); place.on("plotly_afterplot", () => fit(place)); });
+  }
+  // The legend wraps on a narrow screen: the space above the plot grows with it, so that it never covers the title.
+  function fit(place) {
+    const legend = place.querySelector(".legend");
+    if (!legend) return;
+    const wanted = Math.round(50 + legend.getBoundingClientRect().height + 6);
+    const change = wanted - place.layout.margin.t;
+    if (Math.abs(change) > 3) Plotly.relayout(place, { "margin.t": wanted, height: place.layout.height + change });
   }
   root.dataset.theme = theme();
   system.addEventListener("change", () => { if (!chosen) paint(theme()); });
