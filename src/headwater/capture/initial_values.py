@@ -1,0 +1,135 @@
+"""What the values of one parameter look like: moments, special structure, law, initialiser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater.records.initialization import Distribution
+from headwater.theory.initializers import Candidate, ValueMoments, likely_law, matching_initializers
+
+__all__ = ["NO_STANDARD", "Values", "describe_values"]
+
+NO_STANDARD = "no standard initialiser"
+_CHUNK = 1 << 22  # elements per float64 copy
+_LARGEST_GRAM = 256  # rows of W Wᵀ looked at: rows of an orthogonal matrix stay orthonormal among themselves
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the values of one tensor look like.
+
+    Attributes:
+        moments: of the values; None when one is not finite or there is none.
+        zero_fraction: share of exact zeros.
+        distribution: the shape of the values.
+        initializer: what drew them.
+        also: what else could have.
+    """
+
+    moments: ValueMoments | None
+    zero_fraction: float
+    distribution: Distribution
+    initializer: str
+    also: tuple[str, ...] = ()
+
+
+def _moments(tensor: Tensor) -> tuple[ValueMoments | None, float]:
+    flat = tensor.flatten()
+    chunks = flat.split(_CHUNK)
+    n = flat.numel()
+    if not all(bool(torch.isfinite(c).all()) for c in chunks):
+        return None, float((flat == 0).sum()) / n
+    mean = math.fsum(float(c.double().sum()) for c in chunks) / n
+    low, high = float(flat.min()), float(flat.max())
+    if low == high:
+        mean = low  # the rounding of a sum must not make a constant vary
+    second = fourth = 0.0
+    for chunk in chunks:
+        squares = (chunk.double() - mean).square()
+        second += float(squares.sum())
+        fourth += float(squares.square().sum())
+    variance = second / n
+    moments = ValueMoments(
+        count=n,
+        mean=mean,
+        variance=variance,
+        kurtosis=fourth / n / variance**2 if variance > 1e-150 else math.nan,
+        max_abs=max(abs(low), abs(high)),
+        max_deviation=max(high - mean, mean - low),
+        resolution=torch.finfo(tensor.dtype).eps,
+    )
+    return moments, float((flat == 0).sum()) / n
+
+
+def describe_values(tensor: Tensor, candidates: list[Candidate]) -> Values:
+    """Moments, law and initialiser of the values of a tensor.
+
+    Args:
+        tensor: real floating point, at least one element; only read.
+        candidates: initialisers in order of preference.
+
+    Returns:
+        The description.
+    """
+    moments, zero_fraction = _moments(tensor)
+    if moments is None:
+        return Values(None, zero_fraction, "unknown", NO_STANDARD)
+    special = _special(tensor, moments, zero_fraction)
+    if special is not None:
+        return Values(moments, zero_fraction, *special)
+    law = likely_law(moments)
+    labels = matching_initializers(moments, law, candidates)
+    return Values(moments, zero_fraction, law or "unknown", labels[0] if labels else NO_STANDARD, labels[1:])
+
+
+def _special(tensor: Tensor, moments: ValueMoments, zero_fraction: float) -> tuple[Distribution, str] | None:
+    if moments.max_abs == 0.0:
+        return "zeros", "zeros_()"
+    if moments.max_deviation == 0.0 and moments.count > 1:
+        return "constant", "ones_()" if moments.mean == 1.0 else f"constant_({moments.mean:.6g})"
+    if tensor.dim() >= 2:
+        diagonal = _diagonal_scale(tensor)
+        if diagonal is not None:
+            kind = "eye_()" if tensor.dim() == 2 else "dirac_()"
+            return "identity", kind if diagonal == 1.0 else f"{diagonal:.4g} · {kind}"
+        gain = _orthogonal_gain(tensor)
+        if gain is not None:
+            shown = round(gain, 3)
+            return "orthogonal", "orthogonal_()" if shown == 1.0 else f"orthogonal_(gain={shown:g})"
+    if zero_fraction >= 0.1:
+        rest = tensor.flatten()
+        std = float(rest[rest != 0].double().square().mean().sqrt())
+        return "sparse", f"sparse_(sparsity={zero_fraction:.2g}, std={std:.3g})"
+    return None
+
+
+def _diagonal_scale(tensor: Tensor) -> float | None:
+    """Scale c when the matrix is c times the identity (a kernel: at its centre, as ``dirac_`` leaves it), else None."""
+    matrix = tensor
+    if tensor.dim() > 2:
+        for size in tensor.shape[2:]:
+            matrix = matrix.select(2, size // 2)
+    if min(matrix.shape) < 2 or int((tensor != 0).sum()) != min(matrix.shape):
+        return None
+    diagonal = matrix.diagonal()
+    return float(diagonal[0]) if bool((diagonal == diagonal[0]).all()) and float(diagonal[0]) != 0.0 else None
+
+
+def _orthogonal_gain(tensor: Tensor) -> float | None:
+    """Gain g when W Wᵀ = g² I (or WᵀW, for a tall matrix), to the dtype's accuracy; else None."""
+    matrix = tensor.reshape(tensor.shape[0], -1)
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.t()
+    if matrix.shape[0] < 2:
+        return None
+    matrix = matrix[:_LARGEST_GRAM].double()
+    gram = matrix @ matrix.t()
+    squares = gram.diagonal()
+    scale = float(squares.mean())
+    off = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * scale).abs().max()
+    tolerance = max(1e-4, 4.0 * torch.finfo(tensor.dtype).eps)
+    return math.sqrt(scale) if scale > 0.0 and float(off) <= tolerance * scale else None

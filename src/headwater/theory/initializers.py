@@ -1,0 +1,231 @@
+"""Which law and which initialiser a set of weights could have been drawn from, judged from its moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Candidate", "Law", "ValueMoments", "likely_law", "matching_initializers", "standard_candidates"]
+
+Law = Literal["uniform", "normal", "truncated normal"]
+
+# Standard errors that a moment may be off before a law is ruled out (two-sided chance 6e-5). Chosen by us.
+_Z = 4.0
+# The largest of n uniform draws falls short of the bound by more than the share 12/n with probability e^-12.
+_SHORTFALL = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A law with variance 1: its kurtosis, n·Var of a sample kurtosis, and its largest value (inf when unbounded)."""
+
+    kurtosis: float
+    kurtosis_variance: float
+    bound: float
+
+
+def _kurtosis_variance(mu4: float, mu6: float, mu8: float) -> float:
+    # Delta method on m4/m2² at unit variance: Var(x⁴) - 4κ Cov(x⁴, x²) + 4κ² Var(x²).
+    return (mu8 - mu4**2) - 4.0 * mu4 * (mu6 - mu4) + 4.0 * mu4**2 * (mu4 - 1.0)
+
+
+def _truncated_shape(cut: float) -> _Shape:
+    # E[z^k; |z| < c] by parts: (k-1) E[z^(k-2)] - 2 c^(k-1) φ(c), over the mass inside.
+    mass = math.erf(cut / math.sqrt(2.0))
+    density = math.exp(-0.5 * cut * cut) / math.sqrt(2.0 * math.pi)
+    raw = [1.0]
+    for k in (2, 4, 6, 8):
+        raw.append((k - 1) * raw[-1] - 2.0 * cut ** (k - 1) * density / mass)
+    variance = raw[1]
+    mu4, mu6, mu8 = (raw[i] / variance**i for i in (2, 3, 4))
+    return _Shape(mu4, _kurtosis_variance(mu4, mu6, mu8), cut / math.sqrt(variance))
+
+
+_SHAPES: dict[Law, _Shape] = {
+    # U(-√3, √3): E x^k = 3^(k/2)/(k+1)
+    "uniform": _Shape(9.0 / 5.0, _kurtosis_variance(9.0 / 5.0, 27.0 / 7.0, 9.0), math.sqrt(3.0)),
+    "normal": _Shape(3.0, _kurtosis_variance(3.0, 15.0, 105.0), math.inf),
+    # Cut at two standard deviations, as JAX, TensorFlow and timm's callers do. torch's trunc_normal_ cuts at -2 and 2
+    # whatever the standard deviation, which for std = 0.02 is no cut at all.
+    "truncated normal": _truncated_shape(2.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ValueMoments:
+    """What the laws are judged from.
+
+    Attributes:
+        count: n, number of values.
+        mean: of the values.
+        variance: central, divided by n.
+        kurtosis: E[(w - mean)⁴] / variance²; NaN when the variance is 0.
+        max_abs: largest |w|.
+        max_deviation: largest |w - mean|.
+        resolution: relative rounding of the dtype that holds the values (2^-7 for bfloat16).
+    """
+
+    count: int
+    mean: float
+    variance: float
+    kurtosis: float
+    max_abs: float
+    max_deviation: float
+    resolution: float = 0.0
+
+    @property
+    def second_moment(self) -> float:
+        """E[w²]."""
+        return self.variance + self.mean**2
+
+    @property
+    def mean_is_zero(self) -> bool:
+        """Whether the mean is within its standard error of 0."""
+        return abs(self.mean) <= _Z * math.sqrt(self.second_moment / self.count)
+
+
+def likely_law(moments: ValueMoments) -> Law | None:
+    """The law whose kurtosis and extremes fit; the most likely one when several do.
+
+    A law fits when the sample kurtosis is within four standard errors (delta method) and no value lies beyond its
+    bound. Between laws that fit, the higher likelihood at the sample variance decides.
+
+    Args:
+        moments: of the values, at least two of them different.
+
+    Returns:
+        The law, or None when none fits.
+    """
+    if moments.count < 2 or not moments.variance > 0.0:
+        return None
+    std = math.sqrt(moments.variance)
+    ratio = moments.max_deviation / std
+    fitting: dict[Law, float] = {}
+    for law, shape in _SHAPES.items():
+        error = _Z * math.sqrt(shape.kurtosis_variance / moments.count)
+        # A sample's kurtosis is biased low by O(κ²/n) when n is small; the last term allows for it (chosen by us).
+        error += 4.0 * shape.kurtosis / moments.count + 2.0 * moments.resolution
+        slack = 1.0 + _Z * math.sqrt((shape.kurtosis - 1.0) / moments.count) / 2.0 + moments.resolution
+        if abs(moments.kurtosis - shape.kurtosis) <= error and ratio <= shape.bound * slack:
+            fitting[law] = _log_likelihood(law, moments)
+    return max(fitting.items(), key=lambda pair: pair[1])[0] if fitting else None
+
+
+def _log_likelihood(law: Law, moments: ValueMoments) -> float:
+    # Per value, in units of the sample's own standard deviation.
+    ratio = moments.max_deviation / math.sqrt(moments.variance)
+    if law == "uniform":
+        return -math.log(2.0 * ratio)
+    if law == "normal":
+        return -0.5 * math.log(2.0 * math.pi) - 0.5
+    # Truncated at ±2σ₀; σ₀ is as large as the variance says, and large enough to hold every value.
+    scale = max(_SHAPES[law].bound, ratio) / 2.0
+    return -0.5 * math.log(2.0 * math.pi) - math.log(scale * math.erf(math.sqrt(2.0))) - 0.5 / scale**2
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An initialiser: what it is called, its law and its variance.
+
+    Attributes:
+        label: how it is written.
+        law: uniform or normal.
+        variance: of a weight.
+    """
+
+    label: str
+    law: Law
+    variance: float
+
+
+def standard_candidates(fan_in: int, fan_out: int) -> list[Candidate]:
+    """The initialisers of ``torch.nn.init`` for one pair of fans, the common ones first.
+
+    Xavier: Var = g²·2/(fan_in + fan_out). Kaiming: Var = g²/fan. A uniform law U(-b, b) has b = √(3 Var).
+
+    Args:
+        fan_in: as torch counts it for this tensor.
+        fan_out: as torch counts it for this tensor.
+
+    Returns:
+        Candidates.
+
+    References:
+        Glorot & Bengio, AISTATS 2010 (Xavier). He et al., ICCV 2015 (Kaiming).
+    """
+    found = []
+    laws: tuple[tuple[str, Law], ...] = (("uniform", "uniform"), ("normal", "normal"))
+    for short, law in laws:
+        found.append(Candidate(f"xavier_{short}_()", law, 2.0 / (fan_in + fan_out)))
+    for short, law in laws:
+        for fan, mode in ((fan_in, "fan_in"), (fan_out, "fan_out")):
+            found.append(Candidate(f"kaiming_{short}_({mode}, relu)", law, 2.0 / fan))
+            found.append(Candidate(f"kaiming_{short}_({mode}, linear)", law, 1.0 / fan))
+    for short, law in laws:
+        for gain, what in ((math.sqrt(2.0), "√2"), (5.0 / 3.0, "5/3")):
+            found.append(Candidate(f"xavier_{short}_(gain={what})", law, gain**2 * 2.0 / (fan_in + fan_out)))
+        for fan, mode in ((fan_in, "fan_in"), (fan_out, "fan_out")):
+            found.append(Candidate(f"kaiming_{short}_({mode}, tanh)", law, 25.0 / 9.0 / fan))
+            found.append(Candidate(f"kaiming_{short}_({mode}, selu)", law, 9.0 / 16.0 / fan))
+    found.append(Candidate("truncated normal, Var = 1/fan_in", "truncated normal", 1.0 / fan_in))
+    found.append(Candidate("truncated normal, Var = 2/fan_in", "truncated normal", 2.0 / fan_in))
+    return found
+
+
+def matching_initializers(moments: ValueMoments, law: Law | None, candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """Every candidate that could have drawn these values, and plain laws with round parameters.
+
+    A candidate fits when the second moment is within 1 ± 4·√((κ-1)/n) of its variance (κ the law's kurtosis), and, for
+    a uniform law, the largest value lies inside its bound by no more than the share 12/n.
+
+    Args:
+        moments: of the values.
+        law: theirs; None when it is not known (too few values): then every law is tried.
+        candidates: initialisers in order of preference.
+
+    Returns:
+        Labels, in order of preference; empty when nothing fits.
+    """
+    labels: list[str] = []
+    if moments.mean_is_zero:
+        for candidate in candidates:
+            if law in (None, candidate.law) and _fits(moments, candidate) and candidate.label not in labels:
+                labels.append(candidate.label)
+    plain = None if law is None else _round_law(moments, law)
+    return (*labels, plain) if plain is not None else tuple(labels)
+
+
+def _variance_error(moments: ValueMoments, law: Law) -> float:
+    return _Z * math.sqrt((_SHAPES[law].kurtosis - 1.0) / moments.count) + 2.0 * moments.resolution
+
+
+def _fits(moments: ValueMoments, candidate: Candidate) -> bool:
+    ratio = moments.second_moment / candidate.variance
+    if abs(ratio - 1.0) > _variance_error(moments, candidate.law):
+        return False
+    if candidate.law != "uniform":
+        return True
+    reach = moments.max_abs / math.sqrt(3.0 * candidate.variance)
+    return 1.0 - _SHORTFALL / moments.count - moments.resolution <= reach <= 1.0 + 1e-6 + moments.resolution
+
+
+def _round_law(moments: ValueMoments, law: Law) -> str | None:
+    """The law with a parameter of one or two significant digits, where the values pin it down that well."""
+    mean = 0.0 if moments.mean_is_zero else moments.mean
+    where = "" if mean == 0.0 else f"mean={mean:.3g}, "
+    if law == "uniform":
+        value, error = moments.max_deviation, _SHORTFALL / moments.count + moments.resolution
+    else:
+        value, error = math.sqrt(moments.variance), _variance_error(moments, law) / 2.0
+    for digits in (1, 2):
+        rounded = float(f"{value:.{digits - 1}e}")
+        # The error must be well below the steps between round values, or every value would look round. People choose
+        # 0.01, 0.02 and 0.05 more often than the rest. Chosen by us.
+        enough = 0.002 if digits == 2 else 0.05 if f"{rounded:e}"[0] in "125" else 0.01
+        if error <= enough and abs(value / rounded - 1.0) <= error:
+            if law == "uniform":
+                return f"uniform_({mean - rounded:g}, {mean + rounded:g})"
+            return f"{'normal_' if law == 'normal' else 'trunc_normal_'}({where}std={rounded:g})"
+    return None
