@@ -293,7 +293,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _over_draws(profile: Profile, observations: Sequence[Observation]) -> Profile:
-    """Merge the draws row by row; a row that some draw lacks (data-dependent control flow) is merged over the others."""
+    """Merge the draws row by row; a row that some draw lacks (data-dependent flow) is merged over the others."""
     layer_draws: dict[str, list[LayerProfile]] = {}
     parameter_draws: dict[str, list[ParameterProfile]] = {}
     for observation in observations:

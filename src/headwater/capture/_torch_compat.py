@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["current_sequence_number", "hooks_after_accumulation_silenced", "is_recomputing_node", "sequence_number"]
+__all__ = [
+    "current_sequence_number",
+    "functions_unseen",
+    "hooks_after_accumulation_silenced",
+    "is_recomputing_node",
+    "sequence_number",
+]
 
 
 def sequence_number(node: Any) -> int:
@@ -42,6 +48,15 @@ def is_recomputing_node(node: Any) -> bool:
         True for ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)``.
     """
     return str(node.name()).startswith("CheckpointFunction")
+
+
+def functions_unseen() -> Any:
+    """A context in which no ``TorchFunctionMode`` sees what is called: headwater's own arithmetic is not the model's.
+
+    Returns:
+        A context manager.
+    """
+    return torch._C.DisableTorchFunction()
 
 
 @contextmanager

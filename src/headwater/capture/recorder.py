@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from headwater.capture._torch_compat import current_sequence_number
+from headwater.capture._torch_compat import current_sequence_number, functions_unseen
 from headwater.capture.names import ROOT, Filter, layer_kind
 from headwater.capture.recurrent import RecurrentCall
 from headwater.capture.slopes import Elementwise, Slope, SlopeReader, slope_statistics, softmax_saturation
@@ -102,7 +102,7 @@ class _FunctionalActivations(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = _NAME_OF.get(function)
-        if name is not None and not self.recorder.busy:
+        if name is not None:
             # An in-place activation overwrites what its slope is asked at.
             in_place = kwargs.get("inplace", False) or name.endswith("_")
             source = _cloned(args[0]) if in_place and args else args[0] if args else None
@@ -110,7 +110,7 @@ class _FunctionalActivations(TorchFunctionMode):
             self.recorder.function_called(name, function, (source, *args[1:]), kwargs, out)
             return out
         out = function(*args, **kwargs)
-        if function in _SOFTMAXES and not self.recorder.busy:
+        if function in _SOFTMAXES:
             self.recorder.softmax_called(args, kwargs, out)
         return out
 
@@ -133,7 +133,6 @@ class Recorder:
         self.rows: list[Row] = []
         self.recurrent: list[RecurrentCall] = []
         self.without_tensor: dict[str, str] = {}
-        self.busy = False  # while headwater itself evaluates an activation
         self._stack: list[Call] = []
         self._counts: dict[nn.Module, int] = {}
         self._function_counts: dict[tuple[int, str], int] = {}
@@ -150,12 +149,13 @@ class Recorder:
 
     # ---------------------------------------------------------------- life
 
-    @contextmanager
-    def attached(self, *, functions: bool = True) -> Iterator[None]:
-        """Hooks on, hooks off, also when the forward raises.
+    def functions(self) -> TorchFunctionMode:
+        """A context in which activation functions that are no modules are seen too: for the forward."""
+        return _FunctionalActivations(self)
 
-        Args:
-            functions: also see activation functions that are no modules.
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on, hooks off, also when the forward raises.
 
         Yields:
             Nothing.
@@ -168,8 +168,7 @@ class Recorder:
                     continue
                 self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._after, with_kwargs=True))
-            with _FunctionalActivations(self) if functions else nullcontext():
-                yield
+            yield
         finally:
             self.detach()
 
@@ -180,14 +179,12 @@ class Recorder:
         self._handles.clear()
         self._stack.clear()
 
+    @staticmethod
     @contextmanager
-    def _occupied(self) -> Iterator[None]:
+    def _occupied() -> Iterator[None]:
         """Functions that headwater calls itself make no rows."""
-        before, self.busy = self.busy, True
-        try:
+        with functions_unseen():
             yield
-        finally:
-            self.busy = before
 
     # ---------------------------------------------------------------- module hooks
 

@@ -52,7 +52,7 @@ class RecurrentCall:
     def begin(
         cls, name: str, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RecurrentCall | None:
-        """Note down a call before it runs; None for an input that nn.RNN does not take (its own forward will say so)."""
+        """Note down a call before it runs; None for an input that nn.RNN does not take (its own forward says so)."""
         inputs = args[0] if args else kwargs.get("input")
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
         sizes: tuple[int, ...] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -64,8 +64,9 @@ def observe(
     everything = include is None and exclude is None
     with untouched(model), _eager(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with recorder.attached(functions=everything):
-            loss = _scalar(run())
+        with recorder.attached():
+            with recorder.functions() if everything else nullcontext():
+                loss = _scalar(run())
             parameters = list_parameters(names)
             wanted = [p for p in parameters if keep(p.name, p.tensor)]
             graph = walk([loss.grad_fn])

@@ -113,8 +113,13 @@ class _Shape:
     bounded: bool
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _differentiate(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with torch.enable_grad():
+    # Inside a checkpoint every saved tensor is counted; what headwater saves is none of its business.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
         leaf = x.detach().clone().requires_grad_()
         # A second copy, so that an in-place activation does not touch the leaf.
         out = function(leaf.clone())

@@ -88,10 +88,15 @@ class Trunk:
             node = self.graph.nodes[position]
             if not is_recomputing_node(node):
                 continue
-            # Its node is made first and its modules run without a graph: they begin at the next number and make none.
-            begin = sequence_number(node) + 1
+            # Its node is made first; its modules run without a graph before the next node is made.
+            begin, end = sequence_number(node), self._next_number(node)
             region = [
-                r for r in rows if r.node is not None and r.call.begin == begin and r.node not in self.graph.index
+                row
+                for row in rows
+                if row.node is not None
+                and row.node not in self.graph.index
+                and begin < row.call.begin
+                and row.call.end <= end
             ]
             if not region:
                 continue
@@ -103,6 +108,10 @@ class Trunk:
                 chain = inner.dominators(max(reached, key=lambda i: depth[i]))
                 self.members |= {inner.nodes[i] for i in chain}
                 self._recomputed[position] = [row for row in region if self.on_trunk(row)]
+
+    def _next_number(self, node: Any) -> int:
+        number = sequence_number(node)
+        return min((n for other in self.graph.nodes if (n := sequence_number(other)) > number), default=number)
 
     def on_trunk(self, row: Row) -> bool:
         """Whether a row's tensor is one that every path passes through."""
