@@ -18,6 +18,12 @@ def deep_sigmoid() -> tuple[nn.Module, torch.Tensor, torch.Tensor, object]:
     return model, torch.randn(32, 100), torch.randn(32, 1), nn.functional.mse_loss
 
 
+def sigmoid_mlp() -> tuple[nn.Module, torch.Tensor, torch.Tensor, object]:
+    """Seven sigmoid layers: enough to see it, few enough for one screen."""
+    layers = [module for _ in range(7) for module in (nn.Linear(64, 64), nn.Sigmoid())]
+    return nn.Sequential(*layers, nn.Linear(64, 1)), torch.randn(32, 64), torch.randn(32, 1), nn.functional.mse_loss
+
+
 def residual_mlp(depth: int = 20, width: int = 100) -> nn.Module:
     """The same depth with shortcuts. The model alone: headwater makes up the inputs and probes the output."""
     return nn.Sequential(nn.Linear(width, width), *[Residual(width, depth) for _ in range(depth)], nn.Linear(width, 1))
