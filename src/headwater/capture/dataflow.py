@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import fnmatch
 import inspect
 import textwrap
@@ -45,11 +46,13 @@ class Use:
             caller), ``combined`` (added, multiplied, concatenated, reduced), ``unknown``.
         path: of the submodule, with ``*`` for any index; or the function's name.
         function: the function itself.
+        main: for a submodule: whether it is the first argument (masks and sizes come later).
     """
 
     how: Literal["child", "function", "return", "combined", "unknown"]
     path: str = ""
     function: Any = None
+    main: bool = True
 
 
 @dataclass
@@ -90,7 +93,7 @@ class Flow:
             producer
             for producer, uses in self.uses.items()
             for use in uses
-            if use.how == "child" and fnmatch.fnmatchcase(path, use.path)
+            if use.how == "child" and use.main and fnmatch.fnmatchcase(path, use.path)
         }
 
 
@@ -154,6 +157,11 @@ class _Reader:
     def method(self, name: str) -> Callable[..., Any] | None:
         found = inspect.getattr_static(type(self.module), name, None)
         return found if inspect.isfunction(found) else None
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the module, without running a property of it."""
+        held = inspect.getattr_static(self.module, name, None)
+        return None if isinstance(held, property) else held
 
     def has_modules(self, path: str) -> bool:
         return bool(submodules(self.module, path))
@@ -323,20 +331,22 @@ class _Frame:
         arguments = [*node.args, *(k.value for k in node.keywords)]
         path = self.path(node.func)
         if path is not None and self.reader.has_modules(path):
-            self.reader.use(self.union(arguments), Use("child", path))
+            for position, argument in enumerate(arguments):
+                self.reader.use(self.value(argument), Use("child", path, None, position == 0))
             return frozenset({path})
         if path is not None and "." not in path:
             method = self.reader.method(path)
             if method is not None:
                 return self.inline(method, node)
-            return self.apply(path, getattr(self.reader.module, path, None), arguments)
+            return self.apply(path, self.reader.attribute(path), arguments)
         if isinstance(node.func, ast.Attribute):
             held = self.static(node.func)
             if held is None:  # a method of a tensor
                 return self.apply(node.func.attr, None, [node.func.value, *arguments], of_tensor=True)
             return self.apply(node.func.attr, held, arguments)
         if isinstance(node.func, ast.Name):
-            return self.apply(node.func.id, self.scope.get(node.func.id), arguments)
+            name = node.func.id
+            return self.apply(name, self.scope.get(name, getattr(builtins, name, None)), arguments)
         return self.apply("", None, arguments)
 
     def static(self, node: ast.expr) -> Any:
@@ -356,13 +366,13 @@ class _Frame:
         if from_torch and name in _SHAPE_ONLY:
             return self.value(arguments[0]) if arguments else _NOTHING
         producers = self.union(arguments)
+        if inspect.isclass(function) and not issubclass(function, nn.Module):
+            return producers  # a tuple, a dict, an output record: it carries the tensors on
         if from_torch and plain in _ACTIVATION_NAMES:
             self.reader.use(producers, Use("function", plain, ACTIVATIONS[plain]))
         elif from_torch and plain in _NOT_ELEMENTWISE:
             self.reader.use(producers, Use("combined"))
-        elif isinstance(function, nn.Module) or not callable(function):
-            self.reader.use(producers, Use("unknown"))
-        else:
+        elif not any(word in name.lower() for word in ("loss", "criterion")):  # a loss reads the output as it is
             self.reader.use(producers, Use("unknown", name))
         return _NOTHING
 

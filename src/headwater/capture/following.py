@@ -77,6 +77,18 @@ class Surroundings:
             self._flows[module] = read_flow(module)
         return self._flows[module]
 
+    def parent_of(self, module: nn.Module) -> nn.Module | None:
+        """The module whose forward calls a layer.
+
+        Args:
+            module: the layer.
+
+        Returns:
+            Its parent, lists skipped; None for the root.
+        """
+        place = self._places.get(module)
+        return None if place is None else place.parent
+
     def of(self, module: nn.Module) -> Spot:
         """What surrounds a layer.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headwater.records.initialization import Distribution
-from headwater.theory.initializers import Candidate, ValueMoments, likely_law, matching_initializers
+from headwater.theory.initializers import Candidate, ValueMoments, fitting_laws, matching_initializers
 
 __all__ = ["NO_STANDARD", "Values", "describe_values"]
 
@@ -81,9 +81,13 @@ def describe_values(tensor: Tensor, candidates: list[Candidate]) -> Values:
     special = _special(tensor, moments, zero_fraction)
     if special is not None:
         return Values(moments, zero_fraction, *special)
-    law = likely_law(moments)
-    labels = matching_initializers(moments, law, candidates)
-    return Values(moments, zero_fraction, law or "unknown", labels[0] if labels else NO_STANDARD, labels[1:])
+    laws = fitting_laws(moments)
+    if not laws and moments.count < 8:
+        laws = ("uniform", "normal")  # too few values to tell a law, enough to agree with an initialiser or not
+    labels = matching_initializers(moments, laws, candidates)
+    return Values(
+        moments, zero_fraction, laws[0] if laws else "unknown", labels[0] if labels else NO_STANDARD, labels[1:]
+    )
 
 
 def _special(tensor: Tensor, moments: ValueMoments, zero_fraction: float) -> tuple[Distribution, str] | None:

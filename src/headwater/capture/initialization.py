@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headwater.capture.following import Surroundings
+from headwater.capture.following import Spot, Surroundings
 from headwater.capture.initial_values import Values, describe_values
 from headwater.capture.names import ROOT, clean_names, layer_kind
 from headwater.capture.parameters import NamedParameter, list_parameters
 from headwater.capture.weight_layout import Layout, added_bias, bias_default, weight_layout
 from headwater.errors import InputError
 from headwater.theory.elementwise import Elementwise
-from headwater.theory.initializers import Candidate, standard_candidates
+from headwater.theory.initializers import Candidate, plain_candidates, standard_candidates
 
 __all__ = ["Biases", "Matrix", "read_weights"]
 
@@ -105,13 +105,8 @@ def read_weights(model: nn.Module) -> tuple[list[Matrix], list[Biases], dict[str
         if reason is not None:
             skipped[parameter.name] = reason
         elif tensor.dim() < 2:
-            biases.append(
-                Biases(
-                    parameter,
-                    layer,
-                    describe_values(tensor.detach(), [default] if (default := bias_default(owner)) else []),
-                )
-            )
+            default = bias_default(owner)
+            biases.append(Biases(parameter, layer, describe_values(tensor.detach(), [default] if default else [])))
         else:
             matrices.extend(_matrices(parameter, layer, surroundings, depth))
     return matrices, biases, skipped
@@ -136,6 +131,12 @@ def _is_bias(parameter: NamedParameter) -> bool:
     return name.startswith("bias") or name.endswith("_bias")
 
 
+def _is_reparametrised(parameter: NamedParameter) -> bool:
+    # weight_norm and spectral_norm keep weight_g, weight_v or weight_orig, and a computed weight beside them.
+    base, _, suffix = parameter.attribute.rpartition("_")
+    return suffix in ("g", "v", "orig") and base != "" and base in vars(parameter.owner)
+
+
 def _why_skipped(parameter: NamedParameter) -> str | None:
     tensor, owner = parameter.tensor, parameter.owner
     if tensor.is_complex():
@@ -144,7 +145,7 @@ def _why_skipped(parameter: NamedParameter) -> str | None:
         return f"{str(tensor.dtype).removeprefix('torch.')} values"
     if tensor.numel() == 0:
         return "no elements"
-    if type(owner).__name__ == "ParametrizationList" or parameter.attribute.endswith(("_g", "_v", "_orig")):
+    if type(owner).__name__ == "ParametrizationList" or _is_reparametrised(parameter):
         return "reparametrised: the weight that the forward uses is computed from it"
     if layer_kind(owner) == "normalization":
         return "normalisation"
@@ -155,17 +156,15 @@ def _why_skipped(parameter: NamedParameter) -> str | None:
 
 def _matrices(parameter: NamedParameter, layer: str, surroundings: Surroundings, depth: int) -> Iterator[Matrix]:
     tensor, owner = parameter.tensor.detach(), parameter.owner
-    plan = weight_layout(parameter)
+    layout = weight_layout(parameter)
     added = added_bias(parameter)
-    parts = tensor.chunk(len(plan.blocks)) if len(plan.blocks) > 1 else (tensor,)
-    spot = surroundings.of(owner) if plan.kind == "layer" else None
+    parts = tensor.chunk(len(layout.blocks)) if len(layout.blocks) > 1 else (tensor,)
+    spot = _spot(parameter, layout, surroundings)
     padding = owner.padding_idx if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else None
-    for index, (block, part) in enumerate(zip(plan.blocks, parts, strict=True)):
-        bias = None if added is None else added.chunk(len(plan.blocks))[index] if len(plan.blocks) > 1 else added
-        kind = "logits" if block in ("query", "key") else plan.kind
-        activation, function = (
-            (spot.activation, spot.function) if spot is not None and kind == "layer" else (None, None)
-        )
+    for index, (block, part) in enumerate(zip(layout.blocks, parts, strict=True)):
+        bias = None if added is None else added.chunk(len(layout.blocks))[index] if len(layout.blocks) > 1 else added
+        kind = "logits" if block in ("query", "key") else layout.kind
+        activation, function = (spot.activation, spot.function) if kind == "layer" else (None, None)
         if kind == "gate" and block is not None:
             activation = _GATE_ACTIVATION.get(block, "sigmoid")
         elif kind in ("gate", "recurrent"):
@@ -178,29 +177,43 @@ def _matrices(parameter: NamedParameter, layer: str, surroundings: Surroundings,
             block=block,
             layer=layer,
             shape=tuple(part.shape),
-            fan_in=plan.fans[0],
-            fan_out=plan.fans[1],
-            values=describe_values(shown, _candidates(plan, part, depth)),
+            fan_in=layout.fans[0],
+            fan_out=layout.fans[1],
+            values=describe_values(shown, _candidates(layout, part, depth)),
             kind=kind,
             activation=activation,
             function=function,
-            normalized_input=spot is not None and spot.normalized_input,
-            normalized_output=spot is not None and spot.normalized_output,
+            normalized_input=spot.normalized_input,
+            normalized_output=spot.normalized_output,
             bias_variance=0.0 if bias is None else float(bias.double().square().mean()),
-            notes=tuple(plan.notes),
+            notes=tuple(layout.notes),
         )
 
 
-def _candidates(plan: Layout, part: Tensor, depth: int) -> list[Candidate]:
-    fans = plan.torch_fans
+def _spot(parameter: NamedParameter, layout: Layout, surroundings: Surroundings) -> Spot:
+    owner = parameter.owner
+    if layout.kind != "layer":
+        return Spot()
+    around = surroundings.of(owner)
+    attention = surroundings.parent_of(owner)
+    if isinstance(owner, nn.MultiheadAttention):  # a value is mixed over positions, then projected
+        return Spot("linear", normalized_input=around.normalized_input)
+    if isinstance(attention, nn.MultiheadAttention):  # out_proj, which the attention applies without calling it
+        after = surroundings.of(attention)
+        return Spot(after.activation, after.function, False, after.normalized_output)
+    return around
+
+
+def _candidates(layout: Layout, part: Tensor, depth: int) -> list[Candidate]:
+    fans = layout.torch_fans
     if fans is None:
         receptive = math.prod(part.shape[2:])
         fans = part.shape[1] * receptive, part.shape[0] * receptive
-    found = [*([plan.default] if plan.default else []), *standard_candidates(max(fans[0], 1), max(fans[1], 1))]
+    found = [*([layout.default] if layout.default else []), *standard_candidates(max(fans[0], 1), max(fans[1], 1))]
     if depth > 1:  # Radford et al., Language Models are Unsupervised Multitask Learners, 2019: GPT-2's residual scaling
         label = f"normal_(std=0.02/√(2·{depth})), GPT-2's rule for residual projections"
         found.append(Candidate(label, "normal", 0.02**2 / (2.0 * depth)))
-    return found
+    return found + plain_candidates()
 
 
 def _depth_of_stack(names: list[str]) -> int:

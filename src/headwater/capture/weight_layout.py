@@ -86,7 +86,7 @@ def _convolution_layout(owner: nn.modules.conv._ConvNd, tensor: Tensor) -> Layou
     if owner.transposed:
         # Every input pixel reaches `out` outputs; an output pixel sees kernel/stride of the taps.
         fans = (max(1, round(into / stride)), out)
-        label = "fan_in as torch counts it (out_channels / groups · kernel)"
+        label = "(out_channels/groups · kernel)"
         if torch_fans[0] != fans[0]:
             notes.append(
                 f"torch.nn.init takes fan_in = {torch_fans[0]} for a transposed convolution; an output sums {fans[0]}"

@@ -176,6 +176,14 @@ class ActivationMoments:
         """Where kinks and jumps have been found so far; 0 is always among them."""
         return tuple(self._breaks)
 
+    @functools.cached_property
+    def homogeneous_slope(self) -> float | None:
+        """E[φ'²] when φ(cx) = cφ(x) for every c > 0 (to rounding): ReLU 1/2, linear 1; None for any other φ."""
+        slopes = [self.slope_second_moment(q) for q in (1e-4, 1.0, 1e4)]
+        values = slopes + [self.second_moment(q) / q for q in (1e-4, 1.0, 1e4)]
+        same = max(values) - min(values) <= 1e-10 * max(values)
+        return round(slopes[1], 14) if same and slopes[1] > 0.0 else None
+
     def mean(self, variance: float) -> float:
         """E[φ(√q z)].
 

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Candidate", "Law", "ValueMoments", "likely_law", "matching_initializers", "standard_candidates"]
+__all__ = [
+    "Candidate",
+    "Law",
+    "ValueMoments",
+    "fitting_laws",
+    "matching_initializers",
+    "plain_candidates",
+    "standard_candidates",
+]
 
 Law = Literal["uniform", "normal", "truncated normal"]
 
@@ -86,20 +94,20 @@ class ValueMoments:
         return abs(self.mean) <= _Z * math.sqrt(self.second_moment / self.count)
 
 
-def likely_law(moments: ValueMoments) -> Law | None:
-    """The law whose kurtosis and extremes fit; the most likely one when several do.
+def fitting_laws(moments: ValueMoments) -> tuple[Law, ...]:
+    """The laws whose kurtosis and extremes fit, the most likely one first.
 
     A law fits when the sample kurtosis is within four standard errors (delta method) and no value lies beyond its
-    bound. Between laws that fit, the higher likelihood at the sample variance decides.
+    bound. They are ordered by their likelihood at the sample variance.
 
     Args:
         moments: of the values, at least two of them different.
 
     Returns:
-        The law, or None when none fits.
+        The laws; empty when none fits.
     """
     if moments.count < 2 or not moments.variance > 0.0:
-        return None
+        return ()
     std = math.sqrt(moments.variance)
     ratio = moments.max_deviation / std
     fitting: dict[Law, float] = {}
@@ -107,10 +115,11 @@ def likely_law(moments: ValueMoments) -> Law | None:
         error = _Z * math.sqrt(shape.kurtosis_variance / moments.count)
         # A sample's kurtosis is biased low by O(κ²/n) when n is small; the last term allows for it (chosen by us).
         error += 4.0 * shape.kurtosis / moments.count + 2.0 * moments.resolution
-        slack = 1.0 + _Z * math.sqrt((shape.kurtosis - 1.0) / moments.count) / 2.0 + moments.resolution
+        slack = 1.0 + _Z * math.sqrt((shape.kurtosis - 1.0) / moments.count) / 2.0  # of the standard deviation
+        slack += _Z / math.sqrt(moments.count) / shape.bound + moments.resolution  # of the mean
         if abs(moments.kurtosis - shape.kurtosis) <= error and ratio <= shape.bound * slack:
             fitting[law] = _log_likelihood(law, moments)
-    return max(fitting.items(), key=lambda pair: pair[1])[0] if fitting else None
+    return tuple(sorted(fitting, key=lambda law: -fitting[law]))
 
 
 def _log_likelihood(law: Law, moments: ValueMoments) -> float:
@@ -174,7 +183,14 @@ def standard_candidates(fan_in: int, fan_out: int) -> list[Candidate]:
     return found
 
 
-def matching_initializers(moments: ValueMoments, law: Law | None, candidates: Sequence[Candidate]) -> tuple[str, ...]:
+def plain_candidates() -> list[Candidate]:
+    """What people write by hand: a few values cannot pin down a plain law, but they can agree with one of these."""
+    return [Candidate(f"normal_(std={std:g})", "normal", std**2) for std in (0.02, 0.01, 0.1, 1.0, 0.001)]
+
+
+def matching_initializers(
+    moments: ValueMoments, laws: Sequence[Law], candidates: Sequence[Candidate]
+) -> tuple[str, ...]:
     """Every candidate that could have drawn these values, and plain laws with round parameters.
 
     A candidate fits when the second moment is within 1 ± 4·√((κ-1)/n) of its variance (κ the law's kurtosis), and, for
@@ -182,19 +198,21 @@ def matching_initializers(moments: ValueMoments, law: Law | None, candidates: Se
 
     Args:
         moments: of the values.
-        law: theirs; None when it is not known (too few values): then every law is tried.
+        laws: those that fit, the most likely one first.
         candidates: initialisers in order of preference.
 
     Returns:
-        Labels, in order of preference; empty when nothing fits.
+        Label and law, in order of preference; empty when nothing fits.
     """
-    labels: list[str] = []
+    found: dict[str, Law] = {}
     if moments.mean_is_zero:
         for candidate in candidates:
-            if law in (None, candidate.law) and _fits(moments, candidate) and candidate.label not in labels:
-                labels.append(candidate.label)
-    plain = None if law is None else _round_law(moments, law)
-    return (*labels, plain) if plain is not None else tuple(labels)
+            if candidate.law in laws and _fits(moments, candidate):
+                found.setdefault(candidate.label, candidate.law)
+    plain = _round_law(moments, laws[0]) if laws else None
+    if plain is not None:
+        found.setdefault(plain, laws[0])
+    return tuple(found.items())
 
 
 def _variance_error(moments: ValueMoments, law: Law) -> float:

@@ -150,6 +150,12 @@ def fixed_point(
     if start == 0.0:
         raise InputError("start should be above 0: without a bias, 0 always stays 0")
     moments = _moments(fn)
+    slope = moments.homogeneous_slope
+    if slope is not None:  # q' = σ_w² slope q + σ_b²
+        grows = weight_variance * slope - 1.0
+        if abs(grows) <= _SAME:
+            return start if bias_variance == 0.0 else math.inf
+        return math.inf if grows > 0.0 else bias_variance / -grows
     rest = bias_variance + weight_variance * moments.second_moment(0.0)  # q' at q = 0
 
     def drift(q: float) -> float:
@@ -168,20 +174,38 @@ def fixed_point(
             return 0.0
         if (drift(q) > 0.0) != up:
             break
-    low, high = (previous, q) if up else (q, previous)
-    return _bisect_log(lambda x: drift(x) > 0.0, low, high)
+    return _root(drift, min(previous, q), max(previous, q))
 
 
-def _bisect_log(below: Callable[[float], bool], low: float, high: float) -> float:
-    for _ in range(80):
-        middle = math.sqrt(low * high)
-        if high / low <= 1.0 + 4e-16 or middle <= low or middle >= high:
+def _root(fn: Callable[[float], float], low: float, high: float) -> float:
+    """Where ``fn`` changes sign between two positive numbers: false position in log x, Illinois variant.
+
+    References:
+        Dowell & Jarratt, *A modified regula falsi method for computing the root of an equation*, BIT 1971.
+    """
+    a, b = math.log(low), math.log(high)
+    at_a, at_b = fn(low) / low, fn(high) / high
+    side = 0
+    for step in range(120):
+        if b - a <= 1e-15 * max(1.0, abs(a)) or 0.0 in (at_a, at_b):
             break
-        if below(middle):
-            low = middle
+        finite = math.isfinite(at_a) and math.isfinite(at_b)
+        middle = (a * at_b - b * at_a) / (at_b - at_a) if finite and step % 8 != 7 else 0.5 * (a + b)
+        if not a < middle < b:
+            break
+        x = math.exp(middle)
+        value = fn(x) / x
+        if abs(value) <= _SAME:  # the quadrature cannot tell it from 0
+            return x
+        if (value > 0.0) == (at_b > 0.0):
+            b, at_b = middle, value
+            at_a = at_a / 2.0 if side == -1 else at_a
+            side = -1
         else:
-            high = middle
-    return math.sqrt(low * high)
+            a, at_a = middle, value
+            at_b = at_b / 2.0 if side == 1 else at_b
+            side = 1
+    return math.exp(a if at_a == 0.0 else b if at_b == 0.0 else 0.5 * (a + b))
 
 
 def critical_init(fn: Activation | ActivationMoments, bias_variance: float = 0.0) -> tuple[float, float]:
@@ -216,7 +240,7 @@ def critical_init(fn: Activation | ActivationMoments, bias_variance: float = 0.0
     """
     _non_negative(bias_variance=bias_variance)
     moments = _moments(fn)
-    scale = _homogeneous_slope(moments)
+    scale = moments.homogeneous_slope
     if scale is not None:
         return 1.0 / scale, 1.0 if bias_variance == 0.0 else math.inf
     at_zero = moments.second_moment(0.0)
@@ -238,8 +262,7 @@ def critical_init(fn: Activation | ActivationMoments, bias_variance: float = 0.0
         next_value = excess(following)
         significant = min(abs(value), abs(next_value)) > 1e-9 * q or bias_variance > 0.0
         if (value > 0.0) != (next_value > 0.0) and math.isfinite(value) and significant:
-            below = _same_sign(excess, positive=value > 0.0)
-            root = solution(_bisect_log(below, q, following))
+            root = solution(_root(excess, q, following))
             roots.append(root)
             if _is_stable(moments, *root):
                 return root
@@ -253,19 +276,6 @@ def critical_init(fn: Activation | ActivationMoments, bias_variance: float = 0.0
         f"{moments.activation.name} has no critical point at bias variance {bias_variance:g}: no weight variance keeps "
         "both the gradient and the signal; try another bias variance"
     )
-
-
-def _same_sign(fn: Callable[[float], float], *, positive: bool) -> Callable[[float], bool]:
-    return lambda x: (fn(x) > 0.0) == positive
-
-
-def _homogeneous_slope(moments: ActivationMoments) -> float | None:
-    """E[φ'²] when φ(cx) = cφ(x) for c > 0 (to rounding), else None."""
-    slopes = [moments.slope_second_moment(q) for q in (1e-4, 1.0, 1e4)]
-    seconds = [moments.second_moment(q) / q for q in (1e-4, 1.0, 1e4)]
-    values = slopes + seconds
-    same = max(values) - min(values) <= 1e-10 * max(values)
-    return round(slopes[1], 14) if same and slopes[1] > 0.0 else None
 
 
 def _slope_at_zero(moments: ActivationMoments) -> float:
