@@ -70,7 +70,7 @@ check: $(VENV)/.installed-all lint types layers docs-generated browser
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python scripts/generate_docs.py
-	$(BIN)/mkdocs build --strict --site-dir out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir out/site
 
 format: $(VENV)/.installed-all
 	$(BIN)/ruff check --fix
