@@ -71,11 +71,13 @@ def hooks_after_accumulation_silenced(tensors: Sequence[torch.Tensor]) -> Iterat
     Yields:
         Nothing; the hooks are silent inside the block.
     """
-    kept = [(t, t._post_accumulate_grad_hooks) for t in tensors if getattr(t, "_post_accumulate_grad_hooks", None)]
+    # Emptied in place: setting the attribute to None leaves the C++ side with the dictionary it had, and it fires.
+    registries = [hooks for t in tensors if (hooks := getattr(t, "_post_accumulate_grad_hooks", None))]
+    kept = [(hooks, dict(hooks)) for hooks in registries]
     try:
-        for tensor, _ in kept:
-            tensor._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+        for hooks in registries:
+            hooks.clear()
         yield
     finally:
-        for tensor, hooks in kept:
-            tensor._post_accumulate_grad_hooks = hooks
+        for hooks, content in kept:
+            hooks.update(content)
