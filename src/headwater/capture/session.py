@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -109,6 +110,10 @@ def observe(
 @contextmanager
 def _eager() -> Iterator[None]:
     """Run compiled (sub)models eagerly: hooks do not fire inside compiled code."""
+    # Where nothing was compiled, torch._dynamo is not loaded yet, and loading it costs seconds.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
     with torch.compiler.set_stance("force_eager"):
         yield
 
