@@ -134,10 +134,9 @@ class Histogram:
         below = float(self.zero_count)
         for exponent, count in bins:
             if rank <= below + count:
-                # The last bin of float64 ends beyond the range: exponent and fraction stay apart.
-                return min(
-                    math.ldexp(2.0 ** ((rank - below) / count - 1.0), exponent) * 2.0, math.nextafter(math.inf, 0)
-                )
+                # Just below 2, so that the last bin of a double does not end beyond its range.
+                inside = min(2.0 ** ((rank - below) / count), math.nextafter(2.0, 1.0))
+                return math.ldexp(inside, exponent)
             below += count
         raise AssertionError("unreachable: the last bin holds the last rank")
 

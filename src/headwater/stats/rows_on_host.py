@@ -53,7 +53,7 @@ def rows_on_host(rows: Tensor) -> list[Statistics]:
         zero = [z - a - b for z, a, b in zip(zero, nan, inf, strict=True)]
     low, high = _NEEDS_NO_SCALE[x.dtype]
     if not all(low <= top <= high or top == 0.0 for top in tops):
-        exponents = [math.frexp(top)[1] for top in tops]
+        exponents = [0 if low <= top <= high else math.frexp(top)[1] for top in tops]
         x = _divided_by_powers(x, exponents)
         torch.abs(x, out=magnitude)
         tops = [math.ldexp(top, -e) for top, e in zip(tops, exponents, strict=True)]
