@@ -84,10 +84,11 @@ def describe_values(tensor: Tensor, candidates: list[Candidate]) -> Values:
     laws = fitting_laws(moments)
     if not laws and moments.count < 8:
         laws = ("uniform", "normal")  # too few values to tell a law, enough to agree with an initialiser or not
-    labels = matching_initializers(moments, laws, candidates)
-    return Values(
-        moments, zero_fraction, laws[0] if laws else "unknown", labels[0] if labels else NO_STANDARD, labels[1:]
-    )
+    matched = matching_initializers(moments, laws, candidates)
+    if not matched:
+        return Values(moments, zero_fraction, laws[0] if laws else "unknown", NO_STANDARD)
+    (label, law), *rest = matched
+    return Values(moments, zero_fraction, law, label, tuple(other for other, _ in rest))
 
 
 def _special(tensor: Tensor, moments: ValueMoments, zero_fraction: float) -> tuple[Distribution, str] | None:

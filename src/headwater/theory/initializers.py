@@ -190,7 +190,7 @@ def plain_candidates() -> list[Candidate]:
 
 def matching_initializers(
     moments: ValueMoments, laws: Sequence[Law], candidates: Sequence[Candidate]
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, Law], ...]:
     """Every candidate that could have drawn these values, and plain laws with round parameters.
 
     A candidate fits when the second moment is within 1 ± 4·√((κ-1)/n) of its variance (κ the law's kurtosis), and, for
