@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from headwater.reports.document import Template
 from headwater.reports.folding import block_name
 from headwater.reports.marks import split_marks
-from headwater.reports.notation import elide
+from headwater.reports.notation import shorten_names
 
 __all__ = [
     "PALETTE",
@@ -184,11 +184,11 @@ def sampled_ticks(names: Sequence[str], maximum: int = MAX_TICKS) -> tuple[list[
         maximum: the largest number of labels.
 
     Returns:
-        Positions and labels; long labels are shortened in the middle.
+        Positions and labels; long names are shortened from the left.
     """
     count = len(names)
     if count <= maximum:
-        return list(range(count)), [elide(name, _LONGEST_TICK) for name in names]
+        return list(range(count)), shorten_names(names, _LONGEST_TICK)
     gap = math.ceil(count / maximum)
     blocks = [block_name(name) for name in names]
     starts = [i for i in range(count) if i == 0 or blocks[i] != blocks[i - 1]]
@@ -203,7 +203,7 @@ def sampled_ticks(names: Sequence[str], maximum: int = MAX_TICKS) -> tuple[list[
     for i in candidates:
         if not chosen or i - chosen[-1] >= gap:
             chosen.append(i)
-    return chosen, [elide(labels[i], _LONGEST_TICK) for i in chosen]
+    return chosen, shorten_names([labels[i] for i in chosen], _LONGEST_TICK)
 
 
 def name_axis(names: Sequence[str], title: str) -> dict[str, Any]:

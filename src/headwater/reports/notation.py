@@ -19,6 +19,7 @@ __all__ = [
     "rms_text",
     "scientific",
     "shape_text",
+    "shorten_names",
     "sparkline",
 ]
 
@@ -218,6 +219,38 @@ def elide(text: str, width: int) -> str:
     tail = (2 * (width - 1) + 2) // 3
     head = width - 1 - tail
     return f"{text[:head]}…{text[len(text) - tail :]}"
+
+
+def shorten_names(names: Sequence[str], width: int) -> list[str]:
+    """Shorten dotted names alike, so that rows of one table stay comparable.
+
+    Leading words become their first letter, as many in every name as the longest one needs; numbers and the last
+    part stay. What is still too long is shortened in the middle.
+
+    Args:
+        names: of layers or parameters.
+        width: the largest number of characters.
+
+    Returns:
+        One text per name.
+
+    Example:
+        >>> shorten_names(["encoder.stages.0.layers.1.convolution", "encoder.pooler"], 24)
+        ['e.s.0.l.1.convolution', 'e.pooler']
+    """
+    shown = list(names)
+    most = max((name.count(".") for name in names), default=0)
+    for leading in range(1, most + 1):
+        if all(len(name) <= width for name in shown):
+            break
+        shown = [_abbreviate(name, leading) for name in names]
+    return [elide(name, width) for name in shown]
+
+
+def _abbreviate(name: str, leading: int) -> str:
+    parts = name.split(".")
+    count = min(leading, len(parts) - 1)
+    return ".".join([p if p.isdigit() or not p else p[0] for p in parts[:count]] + parts[count:])
 
 
 def sparkline(values_log10: Sequence[float], width: int = 40) -> str:

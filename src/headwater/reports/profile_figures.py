@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from headwater.errors import InputError
-from headwater.records.profile import LayerProfile, ParameterProfile, Profile, TimeProfile
+from headwater.records.profile import LayerProfile, ParameterProfile, Profile
 from headwater.records.statistics import Statistics
 from headwater.reports.document import Template
 from headwater.reports.figures import (
@@ -26,7 +26,7 @@ from headwater.reports.figures import (
     scatter,
 )
 from headwater.reports.notation import percent, power, rms_text, scientific, shape_text
-from headwater.reports.readings import read_profile, read_time
+from headwater.reports.readings import most_telling, read_profile, read_time
 
 __all__ = ["profile_figure"]
 
@@ -330,10 +330,6 @@ def _time_figure(profile: Profile, template: Template, statistic: str, height: i
     _axis(figure, 1, f"{_LABELS[statistic]} of the gradient<br>{_UNIT}", everything)
     longest = max(len(time.steps) for time in profile.times)
     figure.update_xaxes(title={"text": "time step t"}, range=[-0.5, longest - 0.5], automargin=True, nticks=12)
-    reading = read_time(_of_interest(profile.times))
+    reading = read_time(most_telling(profile.times), labelled=len(profile.times) > 2)
     title = f"Gradient over time in {profile.model_type}"
     return finish(figure, title=title, reading=reading, template=template, height=height)
-
-
-def _of_interest(times: Sequence[TimeProfile]) -> TimeProfile:
-    return next((t for t in times if t.state == "hidden"), times[0])

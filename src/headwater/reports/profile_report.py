@@ -33,12 +33,13 @@ from headwater.reports.notation import (
     shape_text,
     sparkline,
 )
-from headwater.reports.readings import read_profile, read_time, summarize_time, summarize_trunk
+from headwater.reports.readings import most_telling, read_profile, read_time, summarize_time, summarize_trunk
 
 __all__ = ["build_profile_document"]
 
 _SHOWN_FRACTION = 0.01  # dead and saturated shares below 1 % are left to the full table; chosen by us
-_MOSTLY_ZERO = 0.5  # share of exact zeros in a gradient that is worth a note; chosen by us
+_MOSTLY_ZERO = 0.9  # share of exact zeros in a gradient that is worth a note; chosen by us
+_MOST_UNOWNED = 30  # parameters without a layer that a terminal lists; chosen by us
 _WEIGHT_ROLES = ("weight", "recurrent", "attention", "embedding", "normalization", "other")
 _HOW_TO_READ = (
     "The gradient travels from the loss, on the right, to the input, on the left. Rest the pointer on a mark for its "
@@ -76,9 +77,14 @@ def build_profile_document(profile: Profile, *, full: bool = False) -> Document:
     if full:  # a page shows its pictures first; a terminal its table
         blocks += [*ends, _layer_table(profile, full)]
         if profile.parameters:
-            blocks.append(_parameter_table(profile))
+            blocks.append(_parameter_table(profile, profile.parameters))
     else:
-        blocks += [_layer_table(profile, full), *ends]
+        blocks.append(_layer_table(profile, full))
+        shown = {row.name for row in profile.layers}
+        unowned = [p for p in profile.parameters if p.layer not in shown]
+        if unowned:
+            blocks.append(_parameter_table(profile, unowned[:_MOST_UNOWNED], len(unowned)))
+        blocks += ends
     blocks.append(_coverage(profile))
     if full:
         blocks.append(_method(profile))
@@ -291,7 +297,8 @@ def _is_zero(statistics: Statistics | None) -> bool:
 # -------------------------------------------------------------------- parameters
 
 
-def _parameter_table(profile: Profile) -> Table:
+def _parameter_table(profile: Profile, parameters: Sequence[ParameterProfile], of: int | None = None) -> Table:
+    """The table of some parameters; ``of`` counts those that belong to no layer row, more of them than are shown."""
     columns = (
         Column("parameter", priority=9, shrink=True, hint="in the execution order of its first use"),
         Column("role", priority=4),
@@ -305,7 +312,7 @@ def _parameter_table(profile: Profile) -> Table:
         Column("state", priority=8, wrap=True),
     )
     rows = []
-    for order, p in enumerate(profile.parameters):
+    for order, p in enumerate(parameters):
         g = p.gradient
         numbers = [
             Cell("-", tone="muted") if v is None or math.isnan(v) else Cell(scientific(v), sort=v)
@@ -330,12 +337,19 @@ def _parameter_table(profile: Profile) -> Table:
                 Cell(state, tone=tone),
             )
         )
+    caption = (
+        "Each counted once, however many modules share it. Compare within a role: weights, biases and normalization "
+        "are different populations."
+    )
+    if of is not None:
+        caption = "Parameters that belong to no layer above."
+        if of > len(rows):
+            caption += f" The first {len(rows)} of {of}; to_csv() has all."
     return Table(
         columns,
         tuple(rows),
         title=f"{len(rows)} parameters",
-        caption="Each counted once, however many modules share it. Compare within a role: weights, biases and "
-        "normalization are different populations.",
+        caption=caption,
         collapsed=len(rows) > MAX_ROWS // 2,
     )
 
@@ -385,16 +399,12 @@ def _time_blocks(profile: Profile) -> list[Block]:
             + ("" if time.exact else "  (not exact)")
         )
     steps = max(len(time.steps) for time in profile.times)
+    reading = read_time(most_telling(profile.times), labelled=len(profile.times) > 2)
     title = f"Gradient over time: rms of ∂L/∂state, t = 0 to {steps - 1}, log scale"
-    blocks: list[Block] = [Figure(_drawer(profile, "time"), title, " ".join(_time_readings(profile)), tuple(lines))]
+    blocks: list[Block] = [Figure(_drawer(profile, "time"), title, reading, tuple(lines))]
     notes = dict.fromkeys(f"`{t.layer}`: {t.note}" for t in profile.times if t.note)
     blocks += [Paragraph(note, "muted") for note in notes]
     return blocks
-
-
-def _time_readings(profile: Profile) -> list[str]:
-    hidden = [t for t in profile.times if t.state == "hidden"] or list(profile.times)
-    return [read_time(t) for t in hidden[:3]]
 
 
 def _coverage(profile: Profile) -> Block:

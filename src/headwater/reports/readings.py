@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headwater.records.profile import Profile, TimeProfile
+from headwater.records.profile import Profile, TimeProfile, TrunkPoint
 from headwater.records.statistics import Statistics
 from headwater.reports.notation import decades, factor, power, rms_text
 
-__all__ = ["TimeSummary", "TrunkSummary", "read_profile", "read_time", "summarize_time", "summarize_trunk"]
+__all__ = [
+    "TimeSummary",
+    "TrunkSummary",
+    "most_telling",
+    "read_profile",
+    "read_time",
+    "summarize_time",
+    "summarize_trunk",
+]
 
 _FLAT_DECADES = 1.0  # below one decade over the whole trunk the sentence says "about as strong"; chosen by us
 
@@ -28,7 +37,7 @@ class TrunkSummary:
 
     Attributes:
         first: the tensor nearest to the input.
-        last: the tensor nearest to the loss.
+        last: the network's output, the last tensor before the loss.
         first_log10: log10 of the gradient's rms there; -inf when it is exactly zero.
         last_log10: log10 of the gradient's rms there.
         decades: ``first_log10 - last_log10``: negative when the gradient shrinks on its way to the input.
@@ -59,8 +68,11 @@ class TrunkSummary:
 def _points(profile: Profile) -> list[_Point]:
     """The trunk from the input side; the layer rows where no trunk was recorded."""
     seen = [p for p in profile.trunk if p.gradient is not None and p.gradient.count]
+    # Past the network's own output come the loss and what it is made of: their gradients say nothing about depth.
+    ends = [i for i, p in enumerate(seen) if p.layer not in (None, "(model)")]
+    seen = seen[: ends[-1] + 1] if ends else [p for p in seen if not _is_loss(p)]
     points = [
-        _Point(p.layer or p.operation, p.next_layer or after.operation, p.gradient, p.kind in ("weights", "recurrent"))
+        _Point(_label(p.layer, p), _label(p.next_layer, after), p.gradient, p.kind in ("weights", "recurrent"))
         for p, after in zip(seen, [*seen[1:], *seen[-1:]], strict=True)
         if p.gradient is not None
     ]
@@ -73,6 +85,17 @@ def _points(profile: Profile) -> list[_Point]:
         for row, after in zip(rows, [*rows[1:], None], strict=True)
         if row.gradient is not None
     ]
+
+
+def _label(layer: str | None, point: TrunkPoint) -> str:
+    if layer not in (None, "(model)"):
+        return str(layer)
+    return f"trunk {point.order}: {point.operation.removesuffix('0').removesuffix('Backward')}"
+
+
+def _is_loss(point: TrunkPoint) -> bool:
+    """Whether this tensor is the loss itself: a scalar with gradient 1."""
+    return point.kind == "loss" and point.gradient is not None and point.gradient.count == 1
 
 
 def summarize_trunk(profile: Profile) -> TrunkSummary | None:
@@ -155,6 +178,23 @@ def read_profile(profile: Profile) -> str:
     return f"Towards the input the gradient {verb} by {change}, {ends}{per_layer}.{steep}"
 
 
+def most_telling(times: Sequence[TimeProfile]) -> TimeProfile:
+    """The gradient over time that changes most: of the hidden states where there are any.
+
+    Args:
+        times: at least one.
+
+    Returns:
+        One of them.
+    """
+
+    def change(time: TimeProfile) -> float:
+        summary = summarize_time(time)
+        return abs(summary.decades) if summary is not None and math.isfinite(summary.decades) else -1.0
+
+    return max([t for t in times if t.state == "hidden"] or list(times), key=change)
+
+
 @dataclass(frozen=True, slots=True)
 class TimeSummary:
     """How the gradient's rms changes over time inside a recurrent layer.
@@ -195,11 +235,12 @@ def summarize_time(time: TimeProfile) -> TimeSummary | None:
     return TimeSummary(seen[0], seen[-1], values[seen[0]], values[seen[-1]], values)
 
 
-def read_time(time: TimeProfile) -> str:
+def read_time(time: TimeProfile, *, labelled: bool = False) -> str:
     """Say in one sentence how the gradient changes over time.
 
     Args:
         time: the record.
+        labelled: also say which of several stacked layers and directions it is.
 
     Returns:
         Prose with the layer's name as code.
@@ -207,12 +248,13 @@ def read_time(time: TimeProfile) -> str:
     summary = summarize_time(time)
     if summary is None:
         return f"No time step of `{time.layer}` has a gradient."
+    where = f"`{time.layer}`" + (f" (layer {time.stack}{', reverse' if time.reverse else ''})" if labelled else "")
     at_last = f"{power(summary.last_log10)} at t = {summary.last_step}"
     if summary.first_log10 == -math.inf:
-        return f"In `{time.layer}` the gradient at the first step is exactly zero."
+        return f"In {where} the gradient at the first step is exactly zero."
     if summary.last_log10 == -math.inf:
-        return f"In `{time.layer}` the gradient at the last step is exactly zero."
+        return f"In {where} the gradient at the last step is exactly zero."
     return (
-        f"In `{time.layer}` the gradient goes from {at_last} to {power(summary.first_log10)} "
+        f"In {where} the gradient goes from {at_last} to {power(summary.first_log10)} "
         f"at t = {summary.first_step} ({decades(summary.decades)} back through time)."
     )

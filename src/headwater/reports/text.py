@@ -29,7 +29,7 @@ from headwater.reports.document import (
     Tone,
 )
 from headwater.reports.marks import split_marks
-from headwater.reports.notation import ASCII, elide
+from headwater.reports.notation import ASCII, elide, shorten_names
 
 __all__ = ["RichDocument", "draw_bar", "render_text"]
 
@@ -240,11 +240,18 @@ class _Writer:
         natural = {i: max([cell_len(t) for t in heads[i]] + [cell_len(row[i]) for row in rows]) for i in filled}
         shown, widths = _fit(table.columns, filled, natural, self.width)
         gap = "  " if sum(widths.values()) + 2 * (len(shown) - 1) <= self.width else " "
+        names = [i for i in shown if table.columns[i].shrink and table.columns[i].priority >= _NAME]
+        shortened = any(cell_len(row[i]) > widths[i] for row in rows for i in names)
+        for i in names:
+            for row, text in zip(rows, shorten_names([row[i] for row in rows], widths[i]), strict=True):
+                row[i] = text
         yield from self._header(table, heads, shown, widths, gap)
         for source, row in zip(table.rows, rows, strict=True):
             yield from self._row(table, source, row, shown, widths, gap)
         hidden = [" ".join(heads[i]) for i in filled if i not in shown]
         caption = table.caption
+        if shortened:
+            caption += " Names are shortened from the left."
         if hidden:
             caption += f" Not shown at this width: {', '.join(hidden)}."
         if caption:
