@@ -96,6 +96,7 @@ def measure(
         loss_source=run.source,
         output_shape=run.output_shape,
         target_shape=run.target_shape,
+        target_dtype=run.target_dtype,
         batch_size=run.batch_size,
         model_type=observation.model_type,
         training=model.training,
@@ -136,6 +137,7 @@ class _Run:
         self.batch_size = first.shape[0] if first is not None and first.dim() > 0 else None
         target = [t for _, t in tensors_in(targets)]
         self.target_shape = tuple(target[0].shape) if len(target) == 1 else None
+        self.target_dtype = str(target[0].dtype).removeprefix("torch.") if len(target) == 1 else None
         self.output_shape: tuple[int, ...] | None = None
 
     def __call__(self) -> Tensor:

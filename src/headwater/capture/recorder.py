@@ -69,6 +69,7 @@ class Row:
     saturated_fraction: float | None = None
     between_sample_fraction: float | None = None
     position_cosine: float | None = None
+    input_rms_log10: float | None = None
     fingerprint: Tensor | None = None
 
 
@@ -237,6 +238,8 @@ class Recorder:
         row.aliases += self.names[call.module][1:]
         if call.overwritten_input is not None:
             source, call.overwritten_input = call.overwritten_input, None
+        if source is not None:
+            row.input_rms_log10 = self._rms_log10(call, source)
         if kind == "activation" and source is not None and same_shape:
             function = Elementwise.of_module(call.module)
             if function is not None:
@@ -246,6 +249,14 @@ class Recorder:
         elif kind == "softmax":
             dimension = getattr(call.module, "dim", -1)
             row.saturated_fraction = softmax_saturation(tensor, -1 if dimension is None else dimension)
+
+    def _rms_log10(self, call: Call, source: Tensor) -> float | None:
+        """What a weight multiplies; most often another row's tensor, whose statistics are there already."""
+        known = self._known(source)
+        if known is not None:
+            return known.activation.rms_log10
+        owns_weight = any(p is not None and p.dim() >= 2 for p in call.module._parameters.values())
+        return summarize(source).rms_log10 if owns_weight and is_measurable(source) else None
 
     def _is_foreign_activation(self, module: nn.Module) -> bool:
         plain = next(module.parameters(), None) is None and next(module.buffers(), None) is None

@@ -243,6 +243,7 @@ def _layers(
                 slope_mean_square=slope.slope_mean_square if slope else None,
                 between_sample_fraction=row.between_sample_fraction,
                 position_cosine=row.position_cosine,
+                input_rms_log10=row.input_rms_log10,
             )
         )
     return layers

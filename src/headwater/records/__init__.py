@@ -1,5 +1,8 @@
 """Frozen records, strict JSON in and out; they know neither torch nor a model."""
 
+from headwater.records.budget import Budget, BudgetStep, WeightShare, gradient_budget
+from headwater.records.diagnosis import Diagnosis
+from headwater.records.finding import Evidence, Finding, Severity, Verdict, fold_names
 from headwater.records.profile import (
     Coverage,
     GradientState,
@@ -8,21 +11,35 @@ from headwater.records.profile import (
     ParameterProfile,
     ParameterRole,
     Profile,
+    SecondLook,
     TimeProfile,
     TrunkPoint,
+    UpdateProfile,
 )
 from headwater.records.statistics import Spread, Statistics
 
 __all__ = [
+    "Budget",
+    "BudgetStep",
     "Coverage",
+    "Diagnosis",
+    "Evidence",
+    "Finding",
     "GradientState",
     "LayerKind",
     "LayerProfile",
     "ParameterProfile",
     "ParameterRole",
     "Profile",
+    "SecondLook",
+    "Severity",
     "Spread",
     "Statistics",
     "TimeProfile",
     "TrunkPoint",
+    "UpdateProfile",
+    "Verdict",
+    "WeightShare",
+    "fold_names",
+    "gradient_budget",
 ]

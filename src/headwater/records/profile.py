@@ -21,8 +21,11 @@ __all__ = [
     "ParameterProfile",
     "ParameterRole",
     "Profile",
+    "SecondLook",
     "TimeProfile",
+    "TrunkKind",
     "TrunkPoint",
+    "UpdateProfile",
 ]
 
 SCHEMA = "headwater.profile"
@@ -78,6 +81,7 @@ class LayerProfile:
             multiplies the squared gradient when the two are independent.
         between_sample_fraction: variance across the samples of the batch over the second moment: the part of the
             signal that tells samples apart, 0 to 1; None for a batch of one.
+        input_rms_log10: log10 rms of the first tensor that entered the module; None when it took none.
         position_cosine: for (B, T, D) outputs: mean cosine between two positions of one sample.
         spread: over ``draws``: log10 statistics by name, such as ``"gradient.rms"``.
     """
@@ -102,6 +106,7 @@ class LayerProfile:
     slope_mean_square: float | None = None
     between_sample_fraction: float | None = None
     position_cosine: float | None = None
+    input_rms_log10: float | None = None
     spread: Mapping[str, Spread] = field(default_factory=dict)
 
 
@@ -225,6 +230,55 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateProfile:
+    """What one step of the user's optimizer does to one parameter.
+
+    Attributes:
+        name: of the parameter.
+        optimizer: the optimizer's class name.
+        learning_rate: of its group.
+        epsilon: the optimizer's eps; None for one that has none.
+        update_ratio: ‖Δw‖ / ‖w‖ of the first step, taken on a copy; None when w is all zero.
+        gradient_rms: rms of the gradient that the step used.
+    """
+
+    name: str
+    optimizer: str
+    learning_rate: float
+    epsilon: float | None
+    update_ratio: float | None
+    gradient_rms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondLook:
+    """The same batch on a copy, a few optimizer steps later: tells what is transient from what stays.
+
+    Attributes:
+        steps: how many steps were taken.
+        optimizer: class name of the optimizer, or how the step was made.
+        layers: the rows after the last step.
+        parameters: the rows after the last step.
+        loss: after the last step; may be non-finite.
+        influences: parameter name to whether the loss moves when the parameter is perturbed, for the parameters
+            that received no gradient: a parameter that moves the loss and gets no gradient is cut off.
+        updates: what one step of the user's optimizer does; empty when none was given.
+        unassigned: trainable parameters that are in no group of the user's optimizer.
+        frozen_in_optimizer: parameters in the optimizer that are frozen.
+    """
+
+    steps: int
+    optimizer: str
+    layers: tuple[LayerProfile, ...]
+    parameters: tuple[ParameterProfile, ...]
+    loss: float
+    influences: Mapping[str, bool] = field(default_factory=dict)
+    updates: tuple[UpdateProfile, ...] = ()
+    unassigned: tuple[str, ...] = ()
+    frozen_in_optimizer: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile(Displayed):
     """The gradient profile of a model: one forward and one backward.
 
@@ -239,6 +293,7 @@ class Profile(Displayed):
             Gaussian cotangent of unit variance on the output; it shows the architecture, not a task).
         output_shape: shape of the model's first output tensor; None when ``loss`` hid it.
         target_shape: shape of the targets; None when they are no single tensor.
+        target_dtype: dtype of the targets; None when they are no single tensor.
         batch_size: first dimension of the first input tensor; None when there is none.
         model_type: the model's class name.
         training: whether the model was in training mode.
@@ -248,6 +303,7 @@ class Profile(Displayed):
         dtype: of the first floating-point parameter.
         seed: ``torch.initial_seed()`` at the measurement.
         draws: how many draws of the weights the statistics are over (1: the model as it was given).
+        second_look: the same batch a few steps later, where the diagnosis needed one; else None.
         warnings: warnings that the forward or the loss issued, once each.
     """
 
@@ -260,6 +316,7 @@ class Profile(Displayed):
     loss_source: LossSource
     output_shape: tuple[int, ...] | None
     target_shape: tuple[int, ...] | None
+    target_dtype: str | None = None
     batch_size: int | None
     model_type: str
     training: bool
@@ -270,6 +327,7 @@ class Profile(Displayed):
     seed: int
     draws: int = 1
     warnings: tuple[str, ...] = ()
+    second_look: SecondLook | None = None
 
     # ---------------------------------------------------------------- look-up
 

@@ -1,0 +1,101 @@
+"""A diagnosis: the verdict, the findings it rests on, the budget and the profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headwater.errors import UnhealthyError
+from headwater.records.budget import Budget
+from headwater.records.display import Displayed
+from headwater.records.finding import Finding, Severity, Verdict
+from headwater.records.json_codec import decode, encode, read_document, write_document
+from headwater.records.profile import Profile
+
+__all__ = ["Diagnosis"]
+
+SCHEMA = "headwater.diagnosis"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis(Displayed):
+    """Whether the gradient reaches the first layer, and if not, where it is lost and why.
+
+    Attributes:
+        verdict: the root cause, or ``healthy``.
+        findings: worst first; the root cause leads.
+        budget: the change of the gradient along the trunk, step by step.
+        profile: what was measured.
+        undecided: what one measurement of this model could not settle, in words; empty when everything was.
+    """
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    budget: Budget
+    profile: Profile
+    undecided: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the verdict is ``healthy``."""
+        return self.verdict is Verdict.HEALTHY
+
+    @property
+    def root(self) -> Finding | None:
+        """The finding that gives the verdict, or None for a healthy model."""
+        return next((f for f in self.findings if f.verdict is self.verdict and f.severity is Severity.CRITICAL), None)
+
+    def worst(self) -> Severity | None:
+        """The highest severity among the findings, or None without any."""
+        return max((f.severity for f in self.findings), key=lambda s: s.rank, default=None)
+
+    def raise_if_unhealthy(self, at: Severity | str = Severity.CRITICAL) -> None:
+        """Raise when a finding is at least this severe.
+
+        Args:
+            at: ``info``, ``warning`` or ``critical``.
+
+        Raises:
+            UnhealthyError: with the findings in its text and in ``findings``.
+        """
+        limit = Severity(at).rank
+        bad = tuple(f for f in self.findings if f.severity.rank >= limit)
+        if bad:
+            raise UnhealthyError(f"verdict: {self.verdict.value}\n" + "\n".join(f"  {f}" for f in bad), bad)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The diagnosis as plain JSON values, with its schema's name and version."""
+        data = encode(self)
+        data["profile"] = self.profile.to_dict()
+        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "ok": self.ok, **data}
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Strict JSON, also written to ``path`` when one is given.
+
+        Args:
+            path: where to write; the file is replaced whole or not at all.
+
+        Returns:
+            The JSON text.
+        """
+        return write_document(self.to_dict(), path)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Diagnosis:
+        """The inverse of :meth:`to_dict`; raises ``RecordError`` when the mapping is something else."""
+        return decode(cls, data, schema=SCHEMA, version=SCHEMA_VERSION)
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Diagnosis:
+        """Read a diagnosis back.
+
+        Args:
+            source: a path, or the JSON text itself.
+
+        Returns:
+            An equal diagnosis.
+        """
+        return cls.from_dict(read_document(source))

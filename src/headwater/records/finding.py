@@ -1,0 +1,146 @@
+"""What a detector says: a finding, and the verdict that a set of findings adds up to."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Evidence", "Finding", "Severity", "Verdict", "fold_names"]
+
+
+class Severity(str, enum.Enum):
+    """How much a finding matters: ``critical`` decides the verdict, ``warning`` deserves a look, ``info`` informs."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """0 for info, 1 for warning, 2 for critical."""
+        return ("info", "warning", "critical").index(self.value)
+
+
+class Verdict(str, enum.Enum):
+    """The one root cause; symptoms of it are findings, not verdicts."""
+
+    HEALTHY = "healthy"
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    DEAD_UNITS = "dead_units"
+    SATURATED = "saturated"
+    SYMMETRIC = "symmetric"
+    NAN = "nan"
+    ZERO_GRADIENT = "zero_gradient"
+    VANISHING_IN_TIME = "vanishing_in_time"
+    EXPLODING_IN_TIME = "exploding_in_time"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One number a finding rests on.
+
+    Attributes:
+        name: what it is.
+        value: the number.
+        unit: such as ``decades`` or ``fraction``; empty for a pure number.
+        reference: what it was compared with, in words.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    reference: str = ""
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        reference = f" ({self.reference})" if self.reference else ""
+        return f"{self.name} {self.value:.4g}{unit}{reference}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing a detector found.
+
+    Attributes:
+        code: stable, such as ``HW101``.
+        defect: its name in a few words, such as ``vanishing gradient``.
+        severity: how much it matters.
+        verdict: what the model would be called if this were the root cause; None for a finding that cannot be one.
+        where: exact layer or parameter names, unfolded, nearest the input first.
+        evidence: the numbers, with units and what they were compared with.
+        cause: one sentence that names the mechanism with its number.
+        advice: what to try, and why.
+        symptom_of: code of the finding that explains this one, once a diagnosis has ordered them.
+    """
+
+    code: str
+    defect: str
+    severity: Severity
+    verdict: Verdict | None = None
+    where: tuple[str, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    cause: str
+    advice: str
+    symptom_of: str | None = None
+
+    def __str__(self) -> str:
+        place = f" at {', '.join(fold_names(self.where))}" if self.where else ""
+        return f"{self.code} {self.severity.value}: {self.defect}{place}. {self.cause} {self.advice}"
+
+
+_NUMBER = re.compile(r"\d+")
+
+
+def fold_names(names: Iterable[str], limit: int = 6) -> list[str]:
+    """Ranges of names that differ in one number only, in the short form people read.
+
+    Args:
+        names: exact names.
+        limit: how many folded names are listed before "and n more".
+
+    Returns:
+        Such as ``["blocks.3–7.fc1", "head"]``.
+
+    Example:
+        >>> fold_names(["blocks.3", "blocks.4", "blocks.5", "head"])
+        ['blocks.3–5', 'head']
+        >>> fold_names(["0", "2", "4", "6"])
+        ['0, 2 … 6']
+    """
+    ordered = list(dict.fromkeys(names))
+    folded: list[str] = []
+    position = 0
+    while position < len(ordered):
+        run = _longest_run(ordered, position)
+        folded.append(run[0])
+        position += run[1]
+    if len(folded) > limit:
+        folded = [*folded[:limit], f"and {len(folded) - limit} more"]
+    return folded
+
+
+def _longest_run(names: Sequence[str], start: int) -> tuple[str, int]:
+    first = names[start]
+    best = (first, 1)
+    for match in _NUMBER.finditer(first):
+        head, tail = first[: match.start()], first[match.end() :]
+        values = [int(match.group())]
+        for name in names[start + 1 :]:
+            if not (name.startswith(head) and name.endswith(tail)) or len(name) < len(head) + len(tail):
+                break
+            middle = name[len(head) : len(name) - len(tail)] if tail else name[len(head) :]
+            if not middle.isdigit():
+                break
+            values.append(int(middle))
+        step = values[1] - values[0] if len(values) > 1 else 0
+        length = 1
+        while step > 0 and length < len(values) and values[length] - values[length - 1] == step:
+            length += 1
+        if length > best[1] and length >= 3:
+            last = values[length - 1]
+            span = f"{values[0]}–{last}" if step == 1 else f"{values[0]}, {values[1]} … {last}"
+            best = (f"{head}{span}{tail}", length)
+    return best
