@@ -23,11 +23,17 @@ __all__ = ["DOCUMENTS", "FIGURES", "document_of", "to_figure", "to_html_fragment
 
 DOCUMENTS: Mapping[str, str] = {
     "headwater.records.profile.Profile": "headwater.reports.profile_report:build_profile_document",
+    "headwater.records.initialization.InitializationReport": (
+        "headwater.reports.initialization_report:build_initialization_document"
+    ),
 }
 """Type of record to ``module:function`` that builds its document: ``build(record, *, full=False) -> Document``."""
 
 FIGURES: Mapping[str, str] = {
     "headwater.records.profile.Profile": "headwater.reports.profile_figures:profile_figure",
+    "headwater.records.initialization.InitializationReport": (
+        "headwater.reports.initialization_report:initialization_figure"
+    ),
 }
 """Type of record to ``module:function`` that draws it: ``draw(record, *, template="dark", **options) -> Figure``."""
 

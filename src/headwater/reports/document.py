@@ -147,6 +147,7 @@ class Column:
         priority: columns with the lowest priority are left out first when a terminal is too narrow.
         shrink: whether long entries may be shortened in the middle.
         wrap: whether long entries may continue on a second line.
+        min_width: how far a column that wraps may be narrowed.
         axis: for a column of bars: what the left and the right end stand for.
     """
 
@@ -156,6 +157,7 @@ class Column:
     priority: int = 5
     shrink: bool = False
     wrap: bool = False
+    min_width: int = 18
     axis: tuple[str, str] | None = None
 
 

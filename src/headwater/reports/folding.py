@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from headwater.records.profile import LayerProfile
+__all__ = ["MAX_ROWS", "Fold", "block_name", "fold_rows"]
 
-__all__ = ["MAX_ROWS", "Fold", "block_name", "fold_layers"]
+T = TypeVar("T")
 
 MAX_ROWS = 60
 """Layers that a table lists one by one before it folds; about one tall terminal. Chosen by us."""
@@ -18,35 +19,42 @@ _INDEX = re.compile(r"(?:(?<=\.)|^)(\d+)(?=[.#\[]|$)|(?<=#)(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
-    """Consecutive layers that are shown as one row.
+class Fold(Generic[T]):
+    """Consecutive rows that are shown as one.
 
     Attributes:
         label: their names in short, such as ``blocks.3-7``.
         type: what repeats, such as ``5 × Block``.
-        rows: the layers, in execution order.
+        rows: what was folded, in its order.
     """
 
     label: str
     type: str
-    rows: tuple[LayerProfile, ...]
+    rows: tuple[T, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
+class _Row(Generic[T]):
+    name: str
+    type: str
+    record: T
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit(Generic[T]):
     """The rows of one numbered block, or one row without a number at this level."""
 
     prefix: str | None
     index: str
-    rows: tuple[LayerProfile, ...]
+    rows: tuple[_Row[T], ...]
     signature: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(Generic[T]):
     """Groups of blocks that repeat one after another."""
 
-    groups: tuple[tuple[_Unit, ...], ...]
+    groups: tuple[tuple[_Unit[T], ...], ...]
 
 
 def block_name(name: str) -> str:
@@ -66,43 +74,46 @@ def block_name(name: str) -> str:
     return name[: found.end()] if found else name
 
 
-def fold_layers(layers: Sequence[LayerProfile], max_rows: int | None = MAX_ROWS) -> list[LayerProfile | Fold]:
-    """List layers one by one, repeated blocks folded when there are more than ``max_rows``.
+def fold_rows(
+    records: Sequence[T], name: Callable[[T], str], type: Callable[[T], str], max_rows: int | None = MAX_ROWS
+) -> list[T | Fold[T]]:
+    """List records one by one, repeated blocks folded when there are more than ``max_rows``.
 
     The first and the last block of every repetition stay open; those between are folded into as many rows as fit,
     each for a few neighbouring blocks, so that the trend along the depth stays visible.
 
     Args:
-        layers: in execution order.
+        records: of layers or parameters, in the order of the table.
+        name: the dotted name of a record.
+        type: what it is; blocks are repetitions when names (but for their number) and types agree.
         max_rows: the number of rows to aim at; None lists everything.
 
     Returns:
-        Layers and folds in execution order; together they hold every layer exactly once.
+        Records and folds in the same order; together they hold every record exactly once.
     """
-    if max_rows is None or len(layers) <= max_rows:
-        return list(layers)
-    plan = list(_plan(layers, 0))
+    if max_rows is None or len(records) <= max_rows:
+        return list(records)
+    rows = [_Row(name(r), type(r), r) for r in records]
+    plan = list(_plan(rows, 0))
     runs = [entry for entry in plan if isinstance(entry, _Run)]
     middles = sum(len(run.groups) - 2 for run in runs)
-    open_rows = sum(1 for entry in plan if isinstance(entry, LayerProfile))
+    open_rows = len(plan) - len(runs)
     open_rows += sum(len(u.rows) for run in runs for group in (run.groups[0], run.groups[-1]) for u in group)
     budget = max_rows - open_rows
-    result: list[LayerProfile | Fold] = []
+    result: list[T | Fold[T]] = []
     for entry in plan:
-        if isinstance(entry, LayerProfile):
-            result.append(entry)
+        if isinstance(entry, _Row):
+            result.append(entry.record)
             continue
         between = entry.groups[1:-1]
         chunks = min(len(between), max(1, budget * len(between) // middles))
-        result += [row for unit in entry.groups[0] for row in unit.rows]
-        for i in range(chunks):
-            chunk = between[i * len(between) // chunks : (i + 1) * len(between) // chunks]
-            result.append(_fold(chunk))
-        result += [row for unit in entry.groups[-1] for row in unit.rows]
-    return result if len(result) <= 2 * max_rows else _fold_evenly(layers, max_rows)
+        result += [row.record for unit in entry.groups[0] for row in unit.rows]
+        result += [_fold(between[i * len(between) // chunks : (i + 1) * len(between) // chunks]) for i in range(chunks)]
+        result += [row.record for unit in entry.groups[-1] for row in unit.rows]
+    return result if len(result) <= 2 * max_rows else _fold_evenly(rows, max_rows)
 
 
-def _plan(rows: Sequence[LayerProfile], level: int) -> Iterator[LayerProfile | _Run]:
+def _plan(rows: Sequence[_Row[T]], level: int) -> Iterator[_Row[T] | _Run[T]]:
     units = list(_units(rows, level))
     start = 0
     while start < len(units):
@@ -120,7 +131,7 @@ def _plan(rows: Sequence[LayerProfile], level: int) -> Iterator[LayerProfile | _
         start += 1
 
 
-def _units(rows: Sequence[LayerProfile], level: int) -> Iterator[_Unit]:
+def _units(rows: Sequence[_Row[T]], level: int) -> Iterator[_Unit[T]]:
     start = 0
     while start < len(rows):
         key = _key(rows[start].name, level)
@@ -144,7 +155,7 @@ def _key(name: str, level: int) -> tuple[str, str] | None:
     return None
 
 
-def _repetition(units: Sequence[_Unit], start: int) -> tuple[int, int]:
+def _repetition(units: Sequence[_Unit[T]], start: int) -> tuple[int, int]:
     """Period and number of repeats of the longest repetition that begins at ``start``; (0, 0) when there is none."""
     best = (0, 0)
     if units[start].prefix is None:
@@ -165,7 +176,7 @@ def _repetition(units: Sequence[_Unit], start: int) -> tuple[int, int]:
     return best
 
 
-def _fold(groups: Sequence[Sequence[_Unit]]) -> Fold:
+def _fold(groups: Sequence[Sequence[_Unit[T]]]) -> Fold[T]:
     units = [unit for group in groups for unit in group]
     rows = tuple(row for unit in units for row in unit.rows)
     first, last = units[0], units[-1]
@@ -178,16 +189,19 @@ def _fold(groups: Sequence[Sequence[_Unit]]) -> Fold:
         what = "+".join(row.type for row in inner)
     else:
         what = f"{len(inner)} layers"
-    return Fold(label, f"{len(groups)} × {what}" if len(groups) > 1 else f"{what}, folded", rows)
+    records = tuple(row.record for row in rows)
+    return Fold(label, f"{len(groups)} × {what}" if len(groups) > 1 else f"{what}, folded", records)
 
 
-def _fold_evenly(layers: Sequence[LayerProfile], max_rows: int) -> list[LayerProfile | Fold]:
+def _fold_evenly(layers: Sequence[_Row[T]], max_rows: int) -> list[T | Fold[T]]:
     """Where no repetition is found: neighbours folded, whatever they are."""
-    result: list[LayerProfile | Fold] = []
+    result: list[T | Fold[T]] = []
     for i in range(max_rows):
         part = tuple(layers[i * len(layers) // max_rows : (i + 1) * len(layers) // max_rows])
         if len(part) == 1:
-            result.append(part[0])
+            result.append(part[0].record)
         else:
-            result.append(Fold(f"{part[0].name} … {part[-1].name}", f"{len(part)} layers", part))
+            result.append(
+                Fold(f"{part[0].name} … {part[-1].name}", f"{len(part)} layers", tuple(row.record for row in part))
+            )
     return result

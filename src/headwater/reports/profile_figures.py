@@ -310,7 +310,9 @@ def _time_figure(profile: Profile, template: Template, statistic: str, height: i
     figure = make_subplots(1, 1)
     everything: list[_Mark] = []
     colors = [name for name in PALETTE if name != "gray"]
-    for number, time in enumerate(profile.times):
+    runs = list(dict.fromkeys((time.layer, time.stack, time.reverse) for time in profile.times))
+    for time in profile.times:
+        number = runs.index((time.layer, time.stack, time.reverse))
         symbol = {"hidden": "h", "cell": "c", "input": "x"}[time.state]
         name = f"{time.layer}: ∂L/∂{symbol}_t" + (f", layer {time.stack}" if time.stack else "")
         name += ", reverse" if time.reverse else ""
@@ -326,6 +328,7 @@ def _time_figure(profile: Profile, template: Template, statistic: str, height: i
         ]
         everything += marks
         line = _line(marks, escape(name), colors[number % len(colors)], SYMBOLS[number % len(SYMBOLS)], line=True)
+        line.line.dash = {"hidden": "solid", "cell": "dash", "input": "dot"}[time.state]
         figure.add_trace(line, row=1, col=1)
     _axis(figure, 1, f"{_LABELS[statistic]} of the gradient<br>{_UNIT}", everything)
     longest = max(len(time.steps) for time in profile.times)

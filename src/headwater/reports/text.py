@@ -239,6 +239,8 @@ class _Writer:
         filled = table.filled
         natural = {i: max([cell_len(t) for t in heads[i]] + [cell_len(row[i]) for row in rows]) for i in filled}
         shown, widths = _fit(table.columns, filled, natural, self.width)
+        if table.title:
+            yield self.line(table.title, "bold")
         gap = "  " if sum(widths.values()) + 2 * (len(shown) - 1) <= self.width else " "
         names = [i for i in shown if table.columns[i].shrink and table.columns[i].priority >= _NAME]
         shortened = any(cell_len(row[i]) > widths[i] for row in rows for i in names)
@@ -323,7 +325,7 @@ def _fit(
             floor[i] = max(natural[i], len("".join(column.axis)) + 1)
             wanted[i] = max(floor[i], 24)
         elif column.wrap:
-            floor[i] = min(natural[i], 18)
+            floor[i] = min(natural[i], column.min_width)
         elif column.shrink:
             floor[i] = min(natural[i], 28 if column.priority >= _NAME else 10)
     while len(shown) > 1 and sum(floor[i] for i in shown) + len(shown) - 1 > width:
