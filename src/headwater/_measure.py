@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from headwater.capture import Observation, observe, tensors_in
 from headwater.errors import GradModeError, InputError, NothingObservedError
@@ -208,6 +209,12 @@ def _check_arguments(model: Any, inputs: Any, targets: Any, loss_fn: Any, loss: 
     parameters = list(model.parameters())
     if not parameters:
         raise InputError(f"{type(model).__name__} has no parameters: there is no gradient to measure")
+    lazy = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if is_lazy(t)]
+    if lazy:
+        raise InputError(
+            f"{', '.join(lazy[:3])} of {type(model).__name__} is uninitialised: a lazy module takes its shape from its "
+            "first forward; call the model once before measuring it"
+        )
     if any(p.is_meta for p in parameters):
         raise InputError(
             f"{type(model).__name__} lives on the meta device and holds no values; materialise it with "
@@ -222,6 +229,8 @@ def _check_arguments(model: Any, inputs: Any, targets: Any, loss_fn: Any, loss: 
         where = f"inputs{path}"
         if tensor.numel() == 0:
             raise InputError(f"{where} is empty (shape {tuple(tensor.shape)}): measure needs at least one sample")
+        if tensor.is_meta:
+            raise InputError(f"{where} lives on the meta device and holds no values; make it with device='cpu'")
         if tensor.is_inference():
             raise GradModeError(f"{where} was made under torch.inference_mode(); pass a .clone() made outside")
         if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):

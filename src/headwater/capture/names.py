@@ -153,12 +153,13 @@ def weight_fans(module: nn.Module, shape: Sequence[int]) -> tuple[int, int] | No
     return inn * field, out * field
 
 
-Filter = Callable[[str, Any], bool]
+Filter = Callable[..., bool]
+"""Of (name, module), or (name, parameter, its owner's name, its owner): whether to look at it."""
 _Pattern = str | re.Pattern[str] | type | Callable[..., bool]
 
 
 def make_filter(include: object, exclude: object) -> Filter:
-    """A test of (name, module or parameter) from ``include`` and ``exclude``.
+    """A test of a module or parameter from ``include`` and ``exclude``; a parameter also matches through its owner.
 
     Args:
         include: None for everything, or a glob, a compiled regular expression (searched), a class, a callable of
@@ -171,13 +172,16 @@ def make_filter(include: object, exclude: object) -> Filter:
     wanted = None if include is None else _matcher("include", include)
     unwanted = None if exclude is None else _matcher("exclude", exclude)
 
-    def keep(name: str, thing: Any) -> bool:
-        return (wanted is None or wanted(name, thing)) and not (unwanted is not None and unwanted(name, thing))
+    def keep(name: str, thing: Any, *owner: Any) -> bool:
+        known_as = [(name, thing), owner] if owner else [(name, thing)]
+        return (wanted is None or any(wanted(*k) for k in known_as)) and not (
+            unwanted is not None and any(unwanted(*k) for k in known_as)
+        )
 
     return keep
 
 
-def _matcher(argument: str, pattern: object) -> Filter:
+def _matcher(argument: str, pattern: object) -> Callable[[str, Any], bool]:
     if isinstance(pattern, str):
         return lambda name, thing: fnmatch.fnmatchcase(name, pattern)
     if isinstance(pattern, re.Pattern):

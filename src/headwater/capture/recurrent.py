@@ -218,7 +218,9 @@ def time_profiles(call: RecurrentCall) -> list[TimeProfile]:
         wanted += [("hidden", stack, reverse, hs) for (stack, reverse), hs in loop.hidden.items()]
         wanted += [("cell", stack, reverse, cs) for (stack, reverse), cs in loop.cell.items()]
         every = [t for _, _, _, tensors in wanted for t in tensors]
-        found = torch.autograd.grad([t for t, _ in pairs], every, [g for _, g in pairs], allow_unused=True)
+        # As one scalar: autograd.grad with grad_outputs loads sympy first, which takes more than a second.
+        total = sum(((t * g).sum() for t, g in pairs), torch.zeros(()))
+        found = torch.autograd.grad(total, every, allow_unused=True)
     # A gate at the boundary of fp32 leaves about 1e-5 between a fused kernel and the loop; half precision more.
     tolerance = 1e-4 if call.output.dtype in (torch.float32, torch.float64) else 5e-2
     exact = bool(

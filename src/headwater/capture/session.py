@@ -69,7 +69,7 @@ def observe(
             with recorder.functions() if everything else nullcontext():
                 loss = _scalar(run())
             parameters = list_parameters(names)
-            wanted = [p for p in parameters if keep(p.name, p.tensor)]
+            wanted = [p for p in parameters if keep(p.name, p.tensor, names[p.owner][0], p.owner)]
             graph = walk([loss.grad_fn])
             trainable = {id(p.tensor): p.tensor for p in parameters if p.tensor.requires_grad}
             trunk = find_trunk(graph, recorder.rows, recorder.calls, trainable)
@@ -77,15 +77,20 @@ def observe(
                 trunk.watch()
             recorder.phase = "backward"
             try:
-                gradients = _gradients(loss, [p.tensor for p in wanted if p.tensor.requires_grad], graph)
+                # Of all of them, also under a filter: a row before the wanted parameters needs its gradient too.
+                gradients = _gradients(loss, list(trainable.values()), graph)
             finally:
                 trunk.release()
         trunk.absorb_recomputed(recorder.rows, trainable)
         if not gradients:
             raise NothingObservedError(
-                "the loss does not depend on any of the "
-                f"{sum(p.tensor.requires_grad for p in wanted)} trainable parameters that were looked at: every "
-                "gradient is None. Is the output detached, or does the loss use another model's output?"
+                f"the loss does not depend on any of the {len(trainable)} trainable parameters: every gradient is "
+                "None. Is the output detached, or does the loss use another model's output?"
+            )
+        if not wanted and not recorder.rows:
+            raise NothingObservedError(
+                f"include={include!r} and exclude={exclude!r} leave no module and no parameter to look at; names are "
+                f"those of named_modules() and named_parameters(), such as {parameters[0].name!r}"
             )
         times = [profile for call in recorder.recurrent for profile in time_profiles(call)]
         naming = _Naming(recorder, names)
