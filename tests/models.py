@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 def mlp(*widths: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers of the given widths with an activation between them."""
     layers: list[nn.Module] = []
-    for i, (inn, out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inn, out) in enumerate(itertools.pairwise(widths)):
         layers += ([activation()] if i else []) + [nn.Linear(inn, out)]
     return nn.Sequential(*layers)
 

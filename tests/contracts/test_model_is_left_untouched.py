@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import models
+from tests.models import CASES, Case
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import headwater as hw
-from tests import models
-from tests.models import CASES, Case
 
 OUTCOMES = ("normal", "forward raises", "backward raises")
 
