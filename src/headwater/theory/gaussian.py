@@ -1,8 +1,9 @@
 """Expectations over Gaussian inputs, by quadrature that is right at kinks and jumps.
 
 Gauss-Hermite quadrature is wrong where an activation has a kink at a node: E[relu'(z)²] comes out as 0.478 with a
-node at 0, instead of 0.5. Here every integral is a sum of Gauss-Legendre panels that are halved where they have not
-converged, so that a kink or jump, wherever it is, ends up in a panel too narrow to matter.
+node at 0, instead of 0.5. Here every integral is a sum of Gauss-Lobatto panels that are halved where they have not
+converged, so that a kink or jump, wherever it is, ends up in a panel too narrow to matter. Lobatto's rule looks at the
+ends of a panel: a jump that hides between an end and the first node of Gauss-Legendre's would go unseen.
 """
 
 from __future__ import annotations
@@ -41,6 +42,22 @@ def _legendre(count: int) -> tuple[Tensor, Tensor]:
     return nodes, 2.0 * vectors[0] ** 2
 
 
+@functools.lru_cache(maxsize=4)
+def _lobatto(count: int) -> tuple[Tensor, Tensor]:
+    # Interior nodes: zeros of P'_{n-1}, eigenvalues of the Jacobi matrix of the weight 1 - x²; weights
+    # 2 / (n (n-1) P_{n-1}(x)²). Abramowitz & Stegun, Handbook of Mathematical Functions, 1964, section 25.4.
+    k = torch.arange(1, count - 2, dtype=torch.float64)
+    off = torch.sqrt(k * (k + 2.0) / ((2.0 * k + 1.0) * (2.0 * k + 3.0)))
+    inside = torch.linalg.eigvalsh(torch.diag(off, 1) + torch.diag(off, -1))
+    nodes = torch.cat([torch.tensor([-1.0]), inside, torch.tensor([1.0])])
+    before, value = torch.ones_like(nodes), nodes.clone()
+    for degree in range(2, count):
+        before, value = value, ((2 * degree - 1) * nodes * value - (degree - 1) * before) / degree
+    weights = 2.0 / (count * (count - 1) * value**2)
+    # A hair inside, so that a jump exactly at an edge (where panels are made to meet) is not seen from the wrong side.
+    return nodes * (1.0 - 1e-13), weights
+
+
 def _density(z: Tensor) -> Tensor:
     return z.square().mul(-0.5).exp().mul(1.0 / math.sqrt(2.0 * math.pi))
 
@@ -65,7 +82,7 @@ def _integrate(
     integrand: Callable[[Tensor], Tensor], edges: Tensor, tolerance: float = _TOLERANCE
 ) -> tuple[float, list[float], float]:
     """∫ over the panels between ``edges``; also the places found to be kinks, and the share of the outermost panels."""
-    nodes, weights = _legendre(12)
+    nodes, weights = _lobatto(12)
 
     def panels(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         half = 0.5 * (right - left)
@@ -106,22 +123,18 @@ def _integrate(
     return total + float(whole.sum()), breaks, rim / magnitude
 
 
-def _gaussian_integral(
-    fn: Callable[[Tensor], Tensor], variance: float, mean: float, special: Iterable[float]
-) -> tuple[float, list[float]]:
-    """E[fn(mean + √variance z)] and the kinks found, in units of fn's argument."""
+def _gaussian_integral(fn: Callable[[Tensor], Tensor], variance: float, mean: float, special: Iterable[float]) -> float:
+    """E[fn(mean + √variance z)]; ``special`` holds places to refine at, in units of fn's argument."""
     if not (math.isfinite(variance) and variance >= 0.0 and math.isfinite(mean)):
         raise InputError(f"variance should be finite and not negative, mean finite; got {variance!r} and {mean!r}")
     scale = math.sqrt(variance)
     if scale == 0.0:
-        return float(fn(torch.tensor([mean], dtype=torch.float64))), []
+        return float(fn(torch.tensor([mean], dtype=torch.float64)))
     points = [(x - mean) / scale for x in special]
     for limit in (_LIMIT, _FAR_LIMIT):
-        value, breaks, rim = _integrate(
-            lambda z: fn(mean + scale * z) * _density(z), _edges(points, limit, 1.0 / scale)
-        )
+        value, _, rim = _integrate(lambda z: fn(mean + scale * z) * _density(z), _edges(points, limit, 1.0 / scale))
         if rim <= 1e-12:
-            return value, [mean + scale * z for z in breaks]
+            return value
     raise InputError(
         f"E[f(x)] at standard deviation {scale:.3g} does not converge: the function grows as fast as the Gaussian falls"
     )
@@ -148,33 +161,28 @@ def expectation(fn: Activation, variance: float = 1.0, mean: float = 0.0) -> flo
         >>> round(expectation(lambda z: torch.relu(z) ** 2), 12)
         0.5
     """
-    return _gaussian_integral(elementwise(fn), variance, mean, (0.0,))[0]
+    return _gaussian_integral(elementwise(fn), variance, mean, (0.0,))
 
 
 class ActivationMoments:
     """The Gaussian moments of one activation as functions of the variance q of what enters it.
 
-    The kinks that one integral finds are panel edges of the next, so that scans over q cost little.
+    Its kinks and jumps are found once and are panel edges of every integral, so that scans over q cost little.
 
     Args:
         fn: an elementwise function, module, module class or name.
+
+    Attributes:
+        activation: φ in float64.
+        breaks: where φ or φ' jumps within ±100; 0 is always among them.
     """
 
     def __init__(self, fn: Activation) -> None:
         self.activation: Elementwise = elementwise(fn)
-        self._breaks: list[float] = [0.0]
+        self.breaks: tuple[float, ...] = _find_breaks(self.activation)
 
     def _expect(self, fn: Callable[[Tensor], Tensor], variance: float) -> float:
-        value, found = _gaussian_integral(fn, variance, 0.0, self._breaks)
-        for x in found:
-            if all(abs(x - known) > 1e-6 * (abs(x) + abs(known)) for known in self._breaks) and len(self._breaks) < 32:
-                self._breaks.append(x)
-        return value
-
-    @property
-    def breaks(self) -> tuple[float, ...]:
-        """Where kinks and jumps have been found so far; 0 is always among them."""
-        return tuple(self._breaks)
+        return _gaussian_integral(fn, variance, 0.0, self.breaks)
 
     @functools.cached_property
     def homogeneous_slope(self) -> float | None:
@@ -227,7 +235,6 @@ class ActivationMoments:
         Returns:
             The moment.
         """
-        self.second_moment(variance)  # finds the kinks
         return _correlated(self.activation, self.activation, variance, correlation, self.breaks)
 
 
@@ -257,12 +264,22 @@ def correlated_expectation(first: Activation, second: Activation, correlation: f
         Cho & Saul, *Kernel Methods for Deep Learning*, NeurIPS 2009 (the closed form for ReLU, in the tests).
     """
     f, g = elementwise(first), elementwise(second)
-    breaks = {0.0}
-    for fn in (f, g):
-        moments = ActivationMoments(fn)
-        moments.second_moment(variance)
-        breaks.update(moments.breaks)
-    return _correlated(f, g, variance, correlation, tuple(breaks))
+    return _correlated(f, g, variance, correlation, tuple({*_find_breaks(f), *_find_breaks(g)}))
+
+
+@functools.lru_cache(maxsize=64)
+def _find_breaks(fn: Elementwise) -> tuple[float, ...]:
+    """0 and the kinks and jumps of a function within ±100, whatever their weight in some expectation."""
+    # Panels of about 1/4 whose ends are no round numbers: a kink at an end would not be noticed. 0 is one anyway.
+    even = torch.linspace(-99.873, 99.873, 800, dtype=torch.float64)
+    edges = torch.cat([even[:400], torch.zeros(1, dtype=torch.float64), even[400:]])
+    found = [0.0]
+    for part in (fn, fn.slope):
+        _, breaks, _ = _integrate(lambda x, part=part: part(x) / (1.0 + x * x), edges)  # type: ignore[misc]
+        for x in breaks:
+            if all(abs(x - known) > 1e-6 * (1.0 + abs(x)) for known in found) and len(found) < 32:
+                found.append(x)
+    return tuple(found)
 
 
 def _correlated(
@@ -273,7 +290,7 @@ def _correlated(
     scale, rest = math.sqrt(variance), math.sqrt((1.0 - correlation) * (1.0 + correlation))
     if scale == 0.0 or rest < 1e-9:  # below 1e-9 the difference is less than the quadrature's own error
         sign = -1.0 if correlation < 0.0 else 1.0
-        return _gaussian_integral(lambda x: f(x) * g(sign * x), variance, 0.0, (*breaks, *(-b for b in breaks)))[0]
+        return _gaussian_integral(lambda x: f(x) * g(sign * x), variance, 0.0, (*breaks, *(-b for b in breaks)))
     nodes, weights = _legendre(10)
     fractions = 0.5 * (nodes + 1.0)
     special = torch.tensor(sorted(x / scale for x in breaks), dtype=torch.float64)
