@@ -2,7 +2,7 @@
 
 from headwater.stats.equal_rows import duplicate_row_count, zero_column_count, zero_row_count
 from headwater.stats.histogram import log2_histogram
-from headwater.stats.moments import moment_rows, moments, statistics_from_rows, summarize, summarize_many
+from headwater.stats.moments import moment_row, moment_rows, statistics_from_rows, summarize, summarize_many
 from headwater.stats.signal import (
     between_sample_fraction,
     between_sample_fraction_on_device,
@@ -15,8 +15,8 @@ __all__ = [
     "between_sample_fraction_on_device",
     "duplicate_row_count",
     "log2_histogram",
+    "moment_row",
     "moment_rows",
-    "moments",
     "position_cosine",
     "position_cosine_on_device",
     "statistics_from_rows",

@@ -25,7 +25,7 @@ from headwater.stats.elements import as_computable, flat_view, implicit_zero_cou
 from headwater.stats.rows_on_accelerator import COLUMNS, has_float64, merged, rows_on_accelerator
 from headwater.stats.rows_on_host import rows_on_host
 
-__all__ = ["moment_rows", "moments", "statistics_from_rows", "summarize", "summarize_many"]
+__all__ = ["moment_row", "moment_rows", "statistics_from_rows", "summarize", "summarize_many"]
 
 ROW = 65_536
 """Longest row, in elements: chosen by us; a float32 row and its temporary fit in a 512 KiB cache."""
@@ -60,7 +60,7 @@ def _table(records: Sequence[Statistics]) -> Tensor:
 
 
 @torch.no_grad()
-def moments(tensor: Tensor) -> Tensor:
+def moment_row(tensor: Tensor) -> Tensor:
     """Additive statistics of a tensor, left on its device: to be copied later, together with others.
 
     Args:
@@ -120,7 +120,7 @@ def summarize(tensor: Tensor) -> Statistics:
     """
     if tensor.device.type == "cpu":
         return _summarize_on_host(tensor)
-    return statistics_from_rows(moments(tensor)[None])[0]
+    return statistics_from_rows(moment_row(tensor)[None])[0]
 
 
 @torch.no_grad()
@@ -148,7 +148,7 @@ def summarize_many(tensors: Sequence[Tensor]) -> list[Statistics]:
         elif tensor.device.type == "cpu":
             done[index] = _summarize_on_host(tensor)
         else:
-            keep([index], moments(tensor)[None])
+            keep([index], moment_row(tensor)[None])
     for (device, _, numel), members in alike.items():
         on_host = device.type == "cpu"
         step = max(1, (_BLOCK_ON_HOST if on_host else _BLOCK_ON_ACCELERATOR) // numel)

@@ -12,7 +12,7 @@ from tests.references.exact_statistics import assert_statistics_agree, elements,
 from tests.references.tensors import FLOATS, tensors
 
 from headwater.records.statistics import Statistics
-from headwater.stats import moment_rows, moments, statistics_from_rows, summarize, summarize_many
+from headwater.stats import moment_row, moment_rows, statistics_from_rows, summarize, summarize_many
 
 any_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
@@ -136,7 +136,7 @@ def test_rows_of_nothing_are_the_statistics_of_nothing(shape: tuple[int, int]) -
 
 def test_moments_left_on_the_device_give_the_same_record() -> None:
     x = torch.randn(100_003)
-    assert statistics_from_rows(moments(x)[None]) == [summarize(x)]
+    assert statistics_from_rows(moment_row(x)[None]) == [summarize(x)]
 
 
 def test_many_tensors_keep_their_order_and_their_statistics() -> None:

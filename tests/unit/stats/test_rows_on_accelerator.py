@@ -18,8 +18,8 @@ from headwater.stats import (
     between_sample_fraction_on_device,
     duplicate_row_count,
     log2_histogram,
+    moment_row,
     moment_rows,
-    moments,
     position_cosine,
     position_cosine_on_device,
     statistics_from_rows,
@@ -140,8 +140,8 @@ def test_gpu_statistics_wait_for_nothing() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         moment_rows(x.view(4, -1))
-        moments(x)
-        moments(x[:, ::2])
+        moment_row(x)
+        moment_row(x[:, ::2])
         between_sample_fraction_on_device(x)
         position_cosine_on_device(x)
     finally:
