@@ -85,6 +85,11 @@ class Network:
         return initialization(self.initialization)
 
     @property
+    def weight_variance(self) -> float:
+        """σ_w² = fan_in · Var(W) of the hidden layers."""
+        return self.rule.weight_variance(self.width, self.width)
+
+    @property
     def scale(self) -> float:
         """What the branch of a shortcut is multiplied by."""
         return 1.0 if self.branch_scale == "one" else 1.0 / math.sqrt(len(self.sizes) - 1)

@@ -1,0 +1,92 @@
+"""What a study shows that its printout does not."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from headwater._studies.run import StudyRun, VariantRun
+from headwater._studies.words import signed
+from headwater.records.study import StudyFinding
+from headwater.studies import LOSSES
+
+__all__ = ["find"]
+
+
+def find(run: StudyRun) -> tuple[StudyFinding, ...]:
+    """Everything worth a warning.
+
+    Args:
+        run: the study, run.
+
+    Returns:
+        A loss that broadcasts, and published figures outside their ensemble.
+    """
+    found = _broadcasts(run)
+    for one in run:
+        outside = [f.parameter for f in one.result.figures if f.agrees is False]
+        if outside:
+            found.append(
+                StudyFinding(
+                    code="published-outside",
+                    text=f"{one.variant.title}: the published figures of {', '.join(outside)} are not reproduced.",
+                    where=one.variant.name,
+                )
+            )
+    return tuple(found)
+
+
+def _broadcasts(run: StudyRun) -> list[StudyFinding]:
+    """One finding per pair of shapes, however many networks share it."""
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[VariantRun]] = {}
+    for one in run:
+        output, target = one.result.profile.output_shape, one.result.profile.target_shape
+        if output is not None and target is not None and output != target and run.study.loss != "summed_output":
+            groups.setdefault((output, target), []).append(one)
+    found = []
+    for (output, target), members in groups.items():
+        joined = tuple(torch.broadcast_shapes(output, target))
+        warned = any(one.result.profile.warnings for one in members)
+        text = (
+            f"The loss broadcasts: the output is {_shape(output)} and the target {_shape(target)}, so it is taken over "
+            f"{_shape(joined)}: {math.prod(joined):,} terms for {math.prod(target):,} target"
+            f"{'s' * (math.prod(target) > 1)}. {'torch warns, and goes on.' if warned else 'Nothing warns.'}"
+        )
+        if math.prod(target) == math.prod(output):
+            text += (
+                " Every prediction is compared with every target, so the loss is lowest where all predictions are the "
+                f"mean of the targets. {_intended(run, members, output)}"
+            )
+        else:
+            text += f" All {math.prod(output)} outputs are pulled towards the same target."
+        found.append(
+            StudyFinding(code="loss-broadcasts", text=text, where=", ".join(one.variant.name for one in members))
+        )
+    return found
+
+
+def _intended(run: StudyRun, members: list[VariantRun], output: tuple[int, ...]) -> str:
+    """What the same loss gives with the target in the output's shape."""
+    loss = LOSSES[run.study.loss][0]
+    ratios, cosines = [], []
+    for one in members:
+        weights = list(one.model.parameters())[:1]
+        gradients = []
+        for target in (one.targets, one.targets.reshape(output)):
+            (gradient,) = torch.autograd.grad(loss(one.model(one.inputs), target), weights)
+            gradients.append(gradient.double().flatten())
+        size = [float(g.norm()) for g in gradients]
+        if all(size):
+            ratios.append(size[0] / size[1])
+            cosines.append(float(gradients[0] @ gradients[1]) / (size[0] * size[1]))
+    if not ratios:
+        return "The gradient of the first matrix is exactly zero either way."
+    return (
+        f"It makes the gradient of the first matrix {min(ratios):.0f} to {max(ratios):.0f} times that of the intended "
+        f"loss (cosine between the two {signed(min(cosines))} to {signed(max(cosines))})."
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"

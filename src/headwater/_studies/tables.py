@@ -1,0 +1,228 @@
+"""The tables that belong to one study: underflow depths, gains, variance rules, shortcuts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from headwater._studies.ensemble import draw_ensemble
+from headwater._studies.run import StudyRun, VariantRun
+from headwater._studies.trends import interval_of_mean
+from headwater._studies.words import decades, percent, signed
+from headwater.records.study import Cell, StudyTable
+from headwater.studies import INITIALIZATIONS
+from headwater.theory.finite_width import underflow_depth
+from headwater.theory.gain import gain, gain_table, torch_gain
+
+__all__ = ["gain_comparison", "grid_table", "rules_table", "shortcut_gain_table", "underflow_table", "zero_depth"]
+
+_DTYPES = (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
+_UNDERFLOW_DRAWS = 8  # networks per depth, 10,000 weight-gradient elements each; chosen by us
+
+
+def underflow_table(one: VariantRun, loss: str, statistic: str, seed: int) -> StudyTable | None:
+    """The depth at which the first layer's gradient leaves each number format: predicted, and tried.
+
+    Args:
+        one: a network whose gradient falls.
+        loss: a key of :data:`headwater.studies.LOSSES`.
+        statistic: what the study prints.
+        seed: of the trial.
+
+    Returns:
+        The table; None where the gradient does not fall.
+    """
+    trend = one.result.trend("∂L/∂W")
+    if trend is None or trend.high >= 0.0:
+        return None
+    per_layer = trend.decades_per_layer
+    depth = one.variant.network.hidden
+    # the line through the ensemble, continued: layer 1 of a network of depth d has 10^(first + rate · (d − depth))
+    first = float(one.ensemble.statistic[:, 0].median())
+    at_zero = first - per_layer * depth
+    rows: list[tuple[Cell, ...]] = []
+    for name, dtype in _DTYPES:
+        normal = underflow_depth(per_layer, dtype, start=10.0**at_zero, limit="normal")
+        zero = underflow_depth(per_layer, dtype, start=10.0**at_zero, limit="subnormal")
+        tried = zero_depth(one, loss, statistic, dtype, round(zero), seed)
+        rows.append((name, float(torch.finfo(dtype).tiny), math.ceil(normal), math.ceil(zero), tried))
+    fp16 = rows[-1]
+    return StudyTable(
+        title="Depth at which the first layer's gradient leaves the number format",
+        columns=(
+            "format",
+            "smallest normal number",
+            "predicted: mean |∂L/∂W₁| below it, layers",
+            "predicted: rounds to zero, layers",
+            "tried: half of ∂L/∂W₁ is exactly 0, layers",
+        ),
+        rows=tuple(rows),
+        reading=f"In fp32 precision is lost from {rows[0][2]} layers on and the typical element is zero from "
+        f"{rows[0][3]}; in fp16 from {fp16[2]} and {fp16[3]} (networks of that depth, run in that format: "
+        f"{rows[0][4]} and {fp16[4]}).",
+    )
+
+
+def zero_depth(one: VariantRun, loss: str, statistic: str, dtype: torch.dtype, guess: int, seed: int) -> int | None:
+    """The smallest depth near a guess at which at least half of ∂L/∂W₁ is exactly zero, by running the networks.
+
+    Args:
+        one: the network to deepen.
+        loss: a key of :data:`headwater.studies.LOSSES`.
+        statistic: what the study prints.
+        dtype: of weights, activations and gradients.
+        guess: where to look.
+        seed: of the draws.
+
+    Returns:
+        Hidden layers; None when it is not within four of the guess.
+    """
+    for hidden in range(max(1, guess - 4), guess + 5):
+        network = replace(one.variant.network, hidden=hidden)
+        ensemble = draw_ensemble(
+            network, one.variant.data, loss=loss, statistic=statistic, printed=network.weight_names[:1],
+            draws=_UNDERFLOW_DRAWS, seed=seed, dtype=dtype,
+        )  # fmt: skip
+        if float(ensemble.zero_fraction[:, 0].mean()) >= 0.5:
+            return hidden
+    return None
+
+
+def shortcut_gain_table(run: StudyRun) -> StudyTable | None:
+    """With against without the shortcut, layer by layer, over seeds: the ensembles share weights and data.
+
+    Args:
+        run: the study, run.
+
+    Returns:
+        The table; None when one of the two networks is missing.
+    """
+    without, with_ = run.get("without"), run.get("with")
+    if without is None or with_ is None:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    for i, figure in enumerate(without.result.figures):
+        paired = with_.ensemble.statistic[:, i] - without.ensemble.statistic[:, i]
+        paired = paired[torch.isfinite(paired)]
+        mean, low, high = interval_of_mean(paired)
+        one_seed = math.log10(with_.result.figures[i].value / figure.value)
+        rows.append((figure.parameter, one_seed, mean, low, high, float((paired > 0).double().mean())))
+    first, last = rows[0], rows[-1]
+    means = (float(first[2] or 0.0), float(last[2] or 0.0))
+    return StudyTable(
+        title="What the shortcut gains, in decades of mean |∂L/∂W|",
+        columns=(
+            "parameter", f"seed {run.seed}", f"mean over {run.draws:,} seeds", "95 % low", "95 % high",
+            "seeds that gain",
+        ),
+        rows=tuple(rows),
+        reading=f"Over {run.draws:,} seeds the shortcut gains {signed(means[0])} decades in the first layer and "
+        f"{signed(means[1])} in the last; {percent(float(first[5] or 0.0))} of the seeds gain in the first.",
+    )  # fmt: skip
+
+
+def grid_table(run: StudyRun) -> StudyTable | None:
+    """Every cell of the shortcut grid.
+
+    Args:
+        run: the study, run.
+
+    Returns:
+        The table; None without a grid.
+    """
+    if not run.grid or run.study.grid is None:
+        return None
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (
+            cell.initialization, cell.width, cell.depth, cell.decades["plain"], cell.decades["shortcut"],
+            cell.decades["scaled"], cell.gain, cell.gain_low, cell.gain_high,
+        )
+        for cell in run.grid
+    )  # fmt: skip
+    lowest = min(run.grid, key=lambda c: c.gain)
+    highest = max(run.grid, key=lambda c: c.gain)
+    return StudyTable(
+        title="What reaches the first layer at useful sizes: decades of rms ∂L/∂x₁ over rms ∂L/∂x_L",
+        columns=(
+            "initialisation", "width", "depth", "plain", "x + f(x)", "x + f(x)/√L", "gain of x + f(x)", "95 % low",
+            "95 % high",
+        ),
+        rows=rows,
+        reading=f"The shortcut gains between {decades(lowest.gain)} decades (width {lowest.width}, depth "
+        f"{lowest.depth}, {lowest.initialization}) and {decades(highest.gain)} (width {highest.width}, depth "
+        f"{highest.depth}, {highest.initialization}); means over {run.study.grid.draws} draws of the weights, the same "
+        "in all three networks.",
+    )  # fmt: skip
+
+
+def rules_table(run: StudyRun) -> StudyTable:
+    """The variance rules of the initialisers, what each preserves, and what each did here.
+
+    Args:
+        run: the study, run.
+
+    Returns:
+        The table.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    for name, rule in INITIALIZATIONS.items():
+        width = next(iter(run)).variant.network.width
+        measured = "; ".join(
+            f"{one.result.activation} {signed(trend.decades_per_layer)}"
+            for one in run
+            if one.result.initialization == name and (trend := one.result.trend("∂L/∂h")) is not None
+        )
+        rows.append(
+            (
+                name,
+                rule.title,
+                rule.weight_std(width, width) ** 2,
+                rule.preserves or "nothing: σ_w² = 1/3 at every width",
+                measured or None,
+            )
+        )
+    return StudyTable(
+        title="Variance rules",
+        columns=(
+            "name", "rule", f"Var(W) at {width} × {width}", "what it preserves", "measured ∂L/∂h, decades per layer",
+        ),
+        rows=tuple(rows),
+        reading="Xavier averages 1/n_in, which keeps the signal going forward, and 1/n_out, which keeps the gradient "
+        "coming back, for a slope of 1; He doubles 1/n_in because ReLU passes half of the second moment.",
+    )  # fmt: skip
+
+
+def gain_comparison(run: StudyRun) -> StudyTable:
+    """The gain that preserves the gradient, by quadrature, beside torch's ``calculate_gain``.
+
+    Args:
+        run: the study, run; its own activations come first.
+
+    Returns:
+        The table; the last column is what torch's gain does to ∂L/∂h per layer at unit variance.
+    """
+    used = list(dict.fromkeys(one.result.activation for one in run))
+    rows: list[tuple[Cell, ...]] = []
+    named = {row.name: row for row in gain_table()}
+    for name in [*used, *(n for n in named if n not in used)]:
+        row = named.get(name)
+        if row is not None:
+            backward, forward, torch_value = row.backward, row.forward, row.torch
+        else:
+            activation = next(one.variant.network.activation for one in run if one.result.activation == name)
+            backward, forward, torch_value = gain(activation), gain(activation, "forward"), torch_gain(activation)
+        lost = None if torch_value is None else math.log10(torch_value / backward)
+        rows.append((name, backward, forward, torch_value, lost))
+    worst = min((row for row in rows if row[4] is not None), key=lambda row: float(row[4] or 0.0))
+    return StudyTable(
+        title="The gain that preserves the gradient (Var(W) = gain²/n), pre-activations of variance 1",
+        columns=(
+            "activation", "keeps the gradient", "keeps the signal", "calculate_gain",
+            "decades of ∂L/∂h per layer with calculate_gain",
+        ),
+        rows=tuple(rows),
+        reading=f"torch's gain is furthest from keeping the gradient for {worst[0]}: {float(worst[3] or 0.0):.3g} "
+        f"instead of {float(worst[1] or 0.0):.3g}, {signed(float(worst[4] or 0.0))} decades per layer.",
+    )  # fmt: skip
