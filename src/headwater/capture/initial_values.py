@@ -58,8 +58,8 @@ def _moments(tensor: Tensor) -> tuple[ValueMoments | None, float]:
         mean=mean,
         variance=variance,
         kurtosis=fourth / n / variance**2 if variance > 1e-150 else math.nan,
-        max_abs=max(abs(low), abs(high)),
-        max_deviation=max(high - mean, mean - low),
+        low=low,
+        high=high,
         resolution=torch.finfo(tensor.dtype).eps,
     )
     return moments, float((flat == 0).sum()) / n

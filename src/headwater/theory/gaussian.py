@@ -174,7 +174,7 @@ class ActivationMoments:
 
     Attributes:
         activation: φ in float64.
-        breaks: where φ or φ' jumps within ±100; 0 is always among them.
+        breaks: where φ or φ' jumps within ±40; 0 is always among them.
     """
 
     def __init__(self, fn: Activation) -> None:
@@ -269,10 +269,10 @@ def correlated_expectation(first: Activation, second: Activation, correlation: f
 
 @functools.lru_cache(maxsize=64)
 def _find_breaks(fn: Elementwise) -> tuple[float, ...]:
-    """0 and the kinks and jumps of a function within ±100, whatever their weight in some expectation."""
+    """0 and the kinks and jumps of a function within ±40, whatever their weight in some expectation."""
     # Panels of about 1/4 whose ends are no round numbers: a kink at an end would not be noticed. 0 is one anyway.
-    even = torch.linspace(-99.873, 99.873, 800, dtype=torch.float64)
-    edges = torch.cat([even[:400], torch.zeros(1, dtype=torch.float64), even[400:]])
+    even = torch.linspace(-39.873, 39.873, 320, dtype=torch.float64)
+    edges = torch.cat([even[:160], torch.zeros(1, dtype=torch.float64), even[160:]])
     found = [0.0]
     for part in (fn, fn.slope):
         _, breaks, _ = _integrate(lambda x, part=part: part(x) / (1.0 + x * x), edges)  # type: ignore[misc]

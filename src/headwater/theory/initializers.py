@@ -70,8 +70,8 @@ class ValueMoments:
         mean: of the values.
         variance: central, divided by n.
         kurtosis: E[(w - mean)⁴] / variance²; NaN when the variance is 0.
-        max_abs: largest |w|.
-        max_deviation: largest |w - mean|.
+        low: smallest value.
+        high: largest value.
         resolution: relative rounding of the dtype that holds the values (2^-7 for bfloat16).
     """
 
@@ -79,9 +79,19 @@ class ValueMoments:
     mean: float
     variance: float
     kurtosis: float
-    max_abs: float
-    max_deviation: float
+    low: float
+    high: float
     resolution: float = 0.0
+
+    @property
+    def max_abs(self) -> float:
+        """Largest |w|."""
+        return max(abs(self.low), abs(self.high))
+
+    @property
+    def max_deviation(self) -> float:
+        """Largest |w - mean|."""
+        return max(self.high - self.mean, self.mean - self.low)
 
     @property
     def second_moment(self) -> float:
@@ -113,8 +123,8 @@ def fitting_laws(moments: ValueMoments) -> tuple[Law, ...]:
     fitting: dict[Law, float] = {}
     for law, shape in _SHAPES.items():
         error = _Z * math.sqrt(shape.kurtosis_variance / moments.count)
-        # A sample's kurtosis is biased low by O(κ²/n) when n is small; the last term allows for it (chosen by us).
-        error += 4.0 * shape.kurtosis / moments.count + 2.0 * moments.resolution
+        # A small sample's kurtosis is biased and skewed at order κ/n; the last term allows for it (chosen by us).
+        error += 8.0 * shape.kurtosis / moments.count + 2.0 * moments.resolution
         slack = 1.0 + _Z * math.sqrt((shape.kurtosis - 1.0) / moments.count) / 2.0  # of the standard deviation
         slack += _Z / math.sqrt(moments.count) / shape.bound + moments.resolution  # of the mean
         if abs(moments.kurtosis - shape.kurtosis) <= error and ratio <= shape.bound * slack:
@@ -230,20 +240,32 @@ def _fits(moments: ValueMoments, candidate: Candidate) -> bool:
 
 
 def _round_law(moments: ValueMoments, law: Law) -> str | None:
-    """The law with a parameter of one or two significant digits, where the values pin it down that well."""
-    mean = 0.0 if moments.mean_is_zero else moments.mean
-    where = "" if mean == 0.0 else f"mean={mean:.3g}, "
+    """The law with parameters of one or two significant digits, where the values pin them down that well."""
     if law == "uniform":
-        value, error = moments.max_deviation, _SHORTFALL / moments.count + moments.resolution
-    else:
-        value, error = math.sqrt(moments.variance), _variance_error(moments, law) / 2.0
+        error = _SHORTFALL / moments.count + moments.resolution
+        if moments.mean_is_zero:
+            bound = _round(moments.max_abs, error)
+            return None if bound is None else f"uniform_({-bound:g}, {bound:g})"
+        half = (moments.high - moments.low) / 2.0
+        ends = [
+            0.0 if abs(x) <= error * half else _round(x, error * half / abs(x)) for x in (moments.low, moments.high)
+        ]
+        return None if None in ends else f"uniform_({ends[0]:g}, {ends[1]:g})"
+    std = _round(math.sqrt(moments.variance), _variance_error(moments, law) / 2.0)
+    if std is None:
+        return None
+    mean = "" if moments.mean_is_zero else f"mean={moments.mean:.3g}, "
+    return f"{'normal_' if law == 'normal' else 'trunc_normal_'}({mean}std={std:g})"
+
+
+def _round(value: float, error: float) -> float | None:
+    """The round number within a relative error of a value, when the error is too small for a chance hit."""
     for digits in (1, 2):
         rounded = float(f"{value:.{digits - 1}e}")
         # The error must be well below the steps between round values, or every value would look round. People choose
         # 0.01, 0.02 and 0.05 more often than the rest. Chosen by us.
-        enough = 0.002 if digits == 2 else 0.05 if f"{rounded:e}"[0] in "125" else 0.01
+        common = f"{abs(rounded):e}"[0] in "125"
+        enough = 0.002 if digits == 2 else 0.05 if common else 0.01
         if error <= enough and abs(value / rounded - 1.0) <= error:
-            if law == "uniform":
-                return f"uniform_({mean - rounded:g}, {mean + rounded:g})"
-            return f"{'normal_' if law == 'normal' else 'trunc_normal_'}({where}std={rounded:g})"
+            return rounded
     return None
