@@ -36,7 +36,8 @@ def _refill(container: Any, copy: Any) -> None:
 
 def _attribute_restorer(module: nn.Module) -> Callable[[], None]:
     attributes = dict(module.__dict__)
-    registries = {name: dict(attributes[name]) for name in _REGISTRIES if name in attributes}
+    # A scripted module has views of C++ lists there, which nothing can add to.
+    registries = {name: dict(r) for name in _REGISTRIES if isinstance(r := attributes.get(name), dict)}
     containers = [
         (value, copy)
         for name, value in attributes.items()

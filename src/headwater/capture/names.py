@@ -147,10 +147,12 @@ def weight_fans(module: nn.Module, shape: Sequence[int]) -> tuple[int, int] | No
     field = 1
     for size in shape[2:]:
         field *= size
-    out, inn = shape[0], shape[1]
-    if (type(module).__name__ == "Conv1D" and hasattr(module, "nf")) or getattr(module, "transposed", False):
-        out, inn = inn, out
-    return inn * field, out * field
+    groups = getattr(module, "groups", 1)
+    if getattr(module, "transposed", False):  # stored as (in, out / groups, ...)
+        return shape[0] * field // groups, shape[1] * field
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return shape[0] * field, shape[1] * field
+    return shape[1] * field, shape[0] * field // groups  # stored as (out, in / groups, ...)
 
 
 Filter = Callable[..., bool]
