@@ -78,7 +78,8 @@ def trunk_of(layers: Sequence[LayerProfile]) -> tuple[TrunkPoint, ...]:
     """Trunk points for the rows on the trunk, each carried back by the next row."""
     rows = [row for row in layers if row.on_trunk]
     points = []
-    for order, (row, after) in enumerate(zip(rows, [*rows[1:], None], strict=True)):
+    for order, row in enumerate(rows):
+        after = rows[order + 1] if order + 1 < len(rows) else None
         kind = "loss" if after is None else _OPERATIONS.get(after.type, ("", "other"))[1]
         operation = _OPERATIONS.get(row.type, (f"{row.type}Backward0", ""))[0]
         points.append(

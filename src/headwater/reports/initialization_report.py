@@ -12,7 +12,7 @@ from headwater.errors import InputError
 from headwater.records.initialization import InitializationReport, WeightInitialization
 from headwater.reports.document import Block, Cell, Column, Document, Figure, Paragraph, Section, Table, Template, Tone
 from headwater.reports.folding import MAX_ROWS, Fold, fold_rows
-from headwater.reports.notation import decades, factor, shape_text
+from headwater.reports.notation import counted, decades, factor, shape_text
 
 __all__ = ["build_initialization_document", "initialization_figure"]
 
@@ -165,7 +165,7 @@ def _weight_table(rows: Sequence[WeightInitialization], full: bool) -> Table:
         "its way back through this layer and its activation; the difference in decades of rms. A dash: not decided by "
         "the weights alone."
     )
-    return Table(columns, tuple(cells), f"{len(rows)} weights", caption, collapsed=full and len(cells) > MAX_ROWS)
+    return Table(columns, tuple(cells), counted(len(rows), "weight"), caption, collapsed=full and len(cells) > MAX_ROWS)
 
 
 def _notes(rows: Sequence[WeightInitialization]) -> list[Block]:
@@ -200,7 +200,12 @@ def _bias_table(report: InitializationReport) -> Table:
         )
         for order, bias in enumerate(report.biases)
     ]
-    return Table.of(columns, rows, title=f"{len(rows)} biases", collapsed=len(rows) > MAX_ROWS // 2)
+    return Table.of(
+        columns,
+        rows,
+        title="1 bias" if len(rows) == 1 else f"{len(rows):,} biases",
+        collapsed=len(rows) > MAX_ROWS // 2,
+    )
 
 
 def _method(report: InitializationReport) -> Section:

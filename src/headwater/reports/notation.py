@@ -10,6 +10,7 @@ from headwater.records.statistics import Statistics
 
 __all__ = [
     "ASCII",
+    "counted",
     "decades",
     "elide",
     "factor",
@@ -34,6 +35,19 @@ ASCII = str.maketrans(
         "⚠": "!", "\N{NO-BREAK SPACE}": " ",
     }
 )  # fmt: skip
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    Args:
+        number: how many.
+        noun: in the singular; the plural adds an s.
+
+    Returns:
+        Such as ``1 layer`` or ``1,001 layers``.
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def scientific(value: float) -> str:

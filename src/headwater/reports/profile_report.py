@@ -53,20 +53,17 @@ def build_profile_document(profile: Profile, *, full: bool = False) -> Document:
         The document.
     """
     blocks: list[Block] = [Callout(text, "warning", "Warning") for text in profile.warnings]
-    blocks.append(
-        Figure(
-            _drawer(profile, "profile"),
-            f"Gradient and activation along {profile.model_type}",
-            _HOW_TO_READ if full else "",
-        )
-    )
+    if profile.layers and full:
+        what = f"Gradient and activation along {profile.model_type}"
+        blocks.append(Figure(_drawer(profile, "profile"), what, _HOW_TO_READ))
+    layers = [layer_table(profile, full)] if profile.layers else []
     ends = [*_trunk_lines(profile), *_time_blocks(profile)]
     if full:  # a page shows its pictures first; a terminal its table
-        blocks += [*ends, layer_table(profile, full)]
+        blocks += [*ends, *layers]
         if profile.parameters:
             blocks.append(parameter_table(profile, profile.parameters))
     else:
-        blocks.append(layer_table(profile, full))
+        blocks += layers
         shown = {row.name for row in profile.layers}
         unowned = [p for p in profile.parameters if p.layer not in shown]
         if unowned:

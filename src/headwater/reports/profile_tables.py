@@ -9,7 +9,7 @@ from headwater.records.profile import LayerProfile, ParameterProfile, Profile
 from headwater.records.statistics import Statistics
 from headwater.reports.document import Bar, Cell, Column, Table, Tone
 from headwater.reports.folding import MAX_ROWS, Fold, fold_rows
-from headwater.reports.notation import percent, power, rms_range, rms_text, scientific, shape_text
+from headwater.reports.notation import counted, percent, power, rms_range, rms_text, scientific, shape_text
 
 __all__ = ["layer_table", "parameter_table"]
 
@@ -58,7 +58,7 @@ def layer_table(profile: Profile, full: bool) -> Table:
     return Table(
         tuple(columns),
         tuple(_layer_row(row, parameters, axis, branches, spread, full) for row in rows),
-        title=f"{len(profile.layers)} layers",
+        title=counted(len(profile.layers), "layer"),
         caption=caption,
         collapsed=full and len(rows) > MAX_ROWS,
     )
@@ -260,7 +260,7 @@ def parameter_table(profile: Profile, parameters: Sequence[ParameterProfile], of
     return Table(
         columns,
         tuple(rows),
-        title=f"{len(rows)} parameters",
+        title=counted(len(rows), "parameter"),
         caption=caption,
         collapsed=len(rows) > MAX_ROWS // 2,
     )

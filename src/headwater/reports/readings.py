@@ -81,8 +81,8 @@ def _points(profile: Profile) -> list[_Point]:
     rows = [row for row in profile.trunk_layers or profile.layers if row.gradient is not None]
     # The gradient reaches a row through the next row: it is the next one's weights that carry it.
     return [
-        _Point(row.name, after.name if after else row.name, row.gradient, bool(after and after.parameters))
-        for row, after in zip(rows, [*rows[1:], None], strict=True)
+        _Point(row.name, after.name, row.gradient, bool(after.parameters) and after is not row)
+        for row, after in zip(rows, [*rows[1:], *rows[-1:]], strict=True)
         if row.gradient is not None
     ]
 
@@ -142,12 +142,12 @@ def read_profile(profile: Profile) -> str:
         Prose with layer names as code.
     """
     if not any(row.gradient is not None for row in profile.layers) and not profile.trunk:
-        return "No gradient came back to any layer; the coverage below says why."
+        return "No gradient came back to any layer; the coverage says why."
     trunk = summarize_trunk(profile)
     if trunk is None:
         row = next((r for r in profile.layers if r.gradient is not None), None)
         if row is None:
-            return "No gradient came back to any layer; the coverage below says why."
+            return "No gradient came back to any layer; the coverage says why."
         return f"One tensor has a gradient: `{row.name}`, rms {rms_text(row.gradient)}."
     if trunk.nonfinite_at is not None:
         return (

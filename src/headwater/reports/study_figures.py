@@ -1,0 +1,78 @@
+"""Pictures of a study: lines over layers, published figures dashed, ensembles as bands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headwater.errors import InputError
+from headwater.records.study import Chart, StudyResult
+from headwater.reports.document import Template
+from headwater.reports.figures import PALETTE, Series, line_figure
+
+__all__ = ["draw_chart", "study_figure"]
+
+_LINE_COLORS = tuple(name for name in PALETTE if name != "gray")
+
+
+def study_figure(result: StudyResult, *, template: Template = "dark", chart: int = 0) -> Any:
+    """Draw one chart of a study.
+
+    Args:
+        result: the study.
+        template: ``dark`` or ``light``.
+        chart: which of its charts, from 0.
+
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
+    Raises:
+        InputError: there is no such chart.
+    """
+    if not 0 <= chart < len(result.charts):
+        titles = "; ".join(f"{i}: {c.title}" for i, c in enumerate(result.charts))
+        raise InputError(f"{result.name} has no chart {chart}; it has {titles}")
+    return draw_chart(result.charts[chart], f"{result.name}: ", template)
+
+
+def draw_chart(chart: Chart, prefix: str = "", template: Template = "dark") -> Any:
+    """Draw a chart.
+
+    Args:
+        chart: what to draw; every series has the same positions.
+        prefix: in front of its title.
+        template: ``dark`` or ``light``.
+
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+    """
+    lines: list[Series] = []
+    color = -1
+    for series in chart.series:
+        # a dashed line belongs to the solid one before it and shares its colour
+        color += 0 if series.dashed and lines else 1
+        whole = all(v is not None for v in (*series.low, *series.high))
+        lines.append(
+            Series(
+                name=series.name,
+                y=series.y,
+                low=tuple(v for v in series.low if v is not None) if whole else (),
+                high=tuple(v for v in series.high if v is not None) if whole else (),
+                hover=tuple(
+                    f"{text}: {y:.3g}" if y is not None and ":" not in text else text
+                    for text, y in zip(series.hover, series.y, strict=True)
+                ),
+                color=_LINE_COLORS[color % len(_LINE_COLORS)],
+                dash="dash" if series.dashed else "solid",
+            )
+        )
+    figure = line_figure(
+        lines, title=f"{prefix}{chart.title}", x_title=chart.x_title, y_title=chart.y_title, reading=chart.reading,
+        x=chart.series[0].x if chart.series else (), log=chart.log_y, template=template,
+    )  # fmt: skip
+    if chart.log_x and chart.series:
+        ticks = list(chart.series[0].x)
+        figure.update_xaxes(type="log", tickmode="array", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    elif chart.series:
+        # layer numbers are whole
+        figure.update_xaxes(tickmode="linear", dtick=max(1, round(len(chart.series[0].x) / 20)))
+    return figure
