@@ -32,7 +32,9 @@ def command_line_page() -> str:
         "| 2 | the command line, the target or its input is wrong |\n"
         "| 3 | nothing was observed |\n",
     ]
-    group = click.Context(main, info_name="headwater", terminal_width=96, max_content_width=96)
+    group = click.Context(
+        main, info_name="headwater", **{**main.context_settings, "terminal_width": 96, "max_content_width": 96}
+    )
     parts.append(f"```text\n{main.get_help(group)}\n```\n")
     for name in COMMANDS:
         command = main.get_command(group, name)

@@ -43,7 +43,9 @@ def test_every_option_has_a_help_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", [None, *_NAMES])
 def test_help_can_be_shown_on_any_terminal(name: str | None) -> None:
-    CliRunner().invoke(main, [name, "--help"] if name else ["--help"]).output.encode("ascii")
+    text = CliRunner().invoke(main, [name, "--help"] if name else ["--help"]).output
+    text.encode("ascii")
+    assert "\\b" not in text  # click's mark for a block that keeps its lines, written by mistake as two characters
 
 
 @pytest.mark.parametrize("name", _NAMES)

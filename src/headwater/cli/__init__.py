@@ -88,6 +88,12 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="""Does the gradient reach the first layer, and if not: where is it lost, and why?
+
+\b
+Examples:
+  headwater demo                              what vanishing gradients look like
+  headwater check my_model.py:make_model      your own network""",
     epilog=(
         "Exit codes: 0 done or healthy, 1 unhealthy, 2 wrong usage or input, 3 nothing observed. "
         "HEADWATER_DEBUG=1 shows the traceback of an error."
@@ -97,10 +103,4 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
 )
 def main() -> None:
-    r"""Does the gradient reach the first layer, and if not: where is it lost, and why?
-
-    \b
-    Examples:
-      headwater demo                              what vanishing gradients look like
-      headwater check my_model.py:make_model      your own network
-    """
+    """Run the command that the words name."""
