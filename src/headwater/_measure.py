@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from headwater.capture import Observation, observe, tensors_in
-from headwater.errors import GradModeError, InputError, NothingObservedError
+from headwater.capture import LossRun, Observation, observe, tensors_in
+from headwater.errors import GradModeError, InputError
 from headwater.records import LayerProfile, ParameterProfile, Profile, Spread, Statistics
-from headwater.records.profile import LossSource
 
 __all__ = ["measure"]
 
@@ -70,20 +69,20 @@ def measure(
         True
     """
     _check_arguments(model, inputs, targets, loss_fn, loss, draws)
-    run: _Run
+    run = LossRun(inputs, targets, loss_fn, loss)
     if draws == 1:
-        run = _Run(model, inputs, targets, loss_fn, loss)
-        observation = observe(model, run, batch_size=run.batch_size, include=include, exclude=exclude)
+        observation = observe(model, lambda: run(model), batch_size=run.batch_size, include=include, exclude=exclude)
         spreads = None
     else:
         _check_resettable(model)
         twin = copy.deepcopy(model)
-        run = _Run(twin, inputs, targets, loss_fn, loss)
         observations = []
         with torch.random.fork_rng(devices=_devices(twin)):
             for _ in range(draws):
                 _reset(twin)
-                observations.append(observe(twin, run, batch_size=run.batch_size, include=include, exclude=exclude))
+                observations.append(
+                    observe(twin, lambda: run(twin), batch_size=run.batch_size, include=include, exclude=exclude)
+                )
         observation, spreads = observations[0], observations
     parameter = next(model.parameters())
     floating = next((p for p in model.parameters() if p.is_floating_point()), parameter)
@@ -116,71 +115,6 @@ def _version() -> str:
     from headwater import __version__
 
     return __version__
-
-
-# -------------------------------------------------------------------- the loss
-
-
-class _Run:
-    """Computes the loss; remembers where it came from and the shapes that went in and out."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        targets: Any,
-        loss_fn: Callable[..., Tensor] | None,
-        loss: Callable[[nn.Module], Tensor] | None,
-    ) -> None:
-        self.model, self.inputs, self.targets, self.loss_fn, self.loss = model, inputs, targets, loss_fn, loss
-        self.source: LossSource = "loss" if loss is not None else "loss_fn"
-        first = next((t for _, t in tensors_in(inputs)), None)
-        self.batch_size = first.shape[0] if first is not None and first.dim() > 0 else None
-        target = [t for _, t in tensors_in(targets)]
-        self.target_shape = tuple(target[0].shape) if len(target) == 1 else None
-        self.target_dtype = str(target[0].dtype).removeprefix("torch.") if len(target) == 1 else None
-        self.output_shape: tuple[int, ...] | None = None
-
-    def __call__(self) -> Tensor:
-        if self.loss is not None:
-            return self.loss(self.model)
-        if isinstance(self.inputs, Mapping):
-            output = self.model(**self.inputs)
-        elif isinstance(self.inputs, tuple) and not hasattr(self.inputs, "_fields"):
-            output = self.model(*self.inputs)
-        else:
-            output = self.model(self.inputs)
-        tensors = [(path, t) for path, t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
-        if not tensors:
-            raise InputError(
-                f"{type(self.model).__name__} returned {type(output).__name__} without a floating-point tensor: there "
-                "is nothing to differentiate; return the tensor, or pass loss=callable(model)"
-            )
-        self.output_shape = tuple(tensors[0][1].shape)
-        if self.loss_fn is not None:
-            return self.loss_fn(output) if self.targets is None else self.loss_fn(output, self.targets)
-        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-        if isinstance(own, Tensor) and own.numel() == 1:
-            self.source = "model"
-            return own
-        self.source = "probe"
-        return _probe([t for _, t in tensors if t.requires_grad])
-
-
-def _probe(outputs: Sequence[Tensor]) -> Tensor:
-    """Σ output · cotangent with a fixed-seed Gaussian cotangent of unit variance: ∂L/∂output is that cotangent."""
-    if not outputs:
-        raise NothingObservedError(
-            "no output depends on a trainable parameter. Is the output detached, or computed under torch.no_grad()?"
-        )
-    generator = torch.Generator().manual_seed(0)
-    total = torch.zeros((), device=outputs[0].device)
-    for output in outputs:
-        real = torch.view_as_real(output) if output.is_complex() else output
-        # Drawn on the CPU: the same cotangent on every device, and the model's random state is not touched.
-        cotangent = torch.randn(real.shape, generator=generator).to(device=real.device, dtype=real.dtype)
-        total = total.to(real.device) + (real * cotangent).sum(dtype=torch.promote_types(real.dtype, torch.float32))
-    return total
 
 
 # -------------------------------------------------------------------- checks

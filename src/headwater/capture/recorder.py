@@ -270,7 +270,7 @@ class Recorder:
         sample_dimension = self._sample_dimension(call, tensor)
         if sample_dimension is not None:
             samples = tensor if sample_dimension == 0 else tensor.transpose(0, sample_dimension)
-            row.between_sample_fraction = between_sample_fraction(samples)
+            row.between_sample_fraction = between_sample_fraction(samples, statistics)
             if self._has_tokens and tensor.dim() == 3 and kind != "convolution":
                 row.position_cosine = position_cosine(samples)
         self.rows.append(row)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headwater.records.displayed_kinds import KIND_WORDS
@@ -110,7 +111,7 @@ def gradient_budget(profile: Profile) -> Budget:
             break
         usable.append(point)
     steps = []
-    for upper, lower in zip(usable[:-1], usable[1:], strict=True):
+    for upper, lower in itertools.pairwise(usable):
         assert upper.gradient is not None
         assert lower.gradient is not None
         width = 0.5 * (math.log10(lower.gradient.count) - math.log10(upper.gradient.count))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 __all__ = ["Evidence", "Finding", "Severity", "Verdict", "fold_names"]
 
 
-class Severity(str, enum.Enum):
+class Severity(enum.StrEnum):
     """How much a finding matters: ``critical`` decides the verdict, ``warning`` deserves a look, ``info`` informs."""
 
     INFO = "info"
@@ -23,7 +23,7 @@ class Severity(str, enum.Enum):
         return ("info", "warning", "critical").index(self.value)
 
 
-class Verdict(str, enum.Enum):
+class Verdict(enum.StrEnum):
     """The one root cause; symptoms of it are findings, not verdicts."""
 
     HEALTHY = "healthy"

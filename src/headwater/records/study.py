@@ -175,7 +175,7 @@ class Series:
 
     Attributes:
         name: for the legend.
-        x: positions: layer numbers or labels.
+        x: positions, such as layer numbers.
         y: values; None leaves a gap.
         hover: one text per point, or empty.
         dashed: whether it is drawn dashed (references, published figures).
@@ -184,7 +184,7 @@ class Series:
     """
 
     name: str
-    x: tuple[Cell, ...]
+    x: tuple[float, ...]
     y: tuple[float | None, ...]
     hover: tuple[str, ...] = ()
     dashed: bool = False

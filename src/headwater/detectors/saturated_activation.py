@@ -1,0 +1,84 @@
+"""A bounded activation, or a softmax, that sits on its flat part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from headwater.records import Evidence, Finding, LayerProfile, Profile, Severity, Verdict
+
+__all__ = ["SaturatedActivation"]
+
+
+@dataclass(frozen=True)
+class SaturatedActivation:
+    """An activation or a softmax is saturated.
+
+    ## What it finds
+    Bounded activations (sigmoid, tanh, hardtanh, a clamp) most of whose elements have less than 5 % of the largest
+    slope, and softmax rows that are one-hot (1 - Σp² < 0.02).
+
+    ## Why it matters
+    There the slope is next to nothing, so the gradient ends at this place whatever the rest of the network does.
+
+    ## Evidence and threshold
+    ``fraction``: more than half of the elements or rows. Chosen by us: from there on the median element is
+    saturated. Standard-normal pre-activations give 0.001 % for a sigmoid and 3 % for tanh.
+
+    ## Known false alarms
+    Gates that are meant to be open or shut; attention that a trained network has made sharp on purpose.
+
+    ## What to try
+    Standardise what enters, or scale the weights before it: 1/√fan_in for a dense layer, 1/√d for q·k.
+
+    ## References
+    Glorot and Bengio, AISTATS 2010 (saturation of sigmoid networks). Vaswani et al., *Attention is all you need*, 2017
+    (the scale of q·k).
+    """
+
+    code: ClassVar[str] = "HW202"
+    fraction: float = 0.5
+    warning_fraction: float = 0.25
+
+    def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
+        """Yield at most one finding."""
+        rows = [r for r in profile.layers if (r.saturated_fraction or 0.0) > self.warning_fraction]
+        if not rows:
+            return
+        strong = [r for r in rows if (r.saturated_fraction or 0.0) > self.fraction]
+        worst = max(rows, key=lambda r: r.saturated_fraction or 0.0)
+        share = worst.saturated_fraction or 0.0
+        softmax = worst.kind == "softmax"
+        yield Finding(
+            code=self.code,
+            defect="saturated softmax" if softmax else "saturated activation",
+            severity=Severity.CRITICAL if strong else Severity.WARNING,
+            verdict=Verdict.SATURATED,
+            where=tuple(r.name for r in (strong or rows)),
+            evidence=(
+                Evidence("saturated fraction", share, "", f"limit {self.fraction:g}"),
+                *(
+                    (Evidence("mean squared slope", worst.slope_mean_square),)
+                    if worst.slope_mean_square is not None
+                    else ()
+                ),
+            ),
+            cause=(
+                f"In {worst.name} {share:.0%} of the {'rows are one-hot' if softmax else 'elements are on the flat part'}"
+                f"{_entering(profile, worst)}."
+            ),
+            advice=(
+                "Scale the logits: divide q·k by √d and start q and k at standard deviation 1/√d."
+                if softmax
+                else "Standardise the inputs, and scale the weights before this activation by 1/√fan_in."
+            ),
+        )
+
+
+def _entering(profile: Profile, row: LayerProfile) -> str:
+    position = next((i for i, r in enumerate(profile.layers) if r.name == row.name), 0)
+    before = next((r for r in reversed(profile.layers[:position]) if r.shape == row.shape), None)
+    if before is not None and before.activation.finite_count:
+        return f": what enters has rms {before.activation.rms:.3g} (mean {before.activation.mean:.3g})"
+    return ""
