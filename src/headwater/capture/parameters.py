@@ -148,16 +148,14 @@ def with_underflow(rows: Sequence[ParameterProfile], layers: Sequence[LayerProfi
     Returns:
         The rows, some with state ``underflow`` instead of ``exact_zero``.
     """
-    order = {layer.name: i for i, layer in enumerate(layers)}
-    changed = []
-    for row in rows:
-        state = row.state
-        if state == "exact_zero" and row.layer in order:
-            for layer in layers[order[row.layer] :]:
-                if layer.on_trunk and layer.gradient is not None and layer.gradient.max_abs > 0:
-                    numbers = torch.finfo(getattr(torch, layer.dtype))
-                    if layer.gradient.max_abs * numbers.eps < numbers.tiny:
-                        state = "underflow"
-                    break
-        changed.append(replace(row, state=state))
-    return changed
+    fades: dict[str, bool] = {}
+    fading = False
+    for layer in reversed(layers):
+        if layer.on_trunk and layer.gradient is not None and (largest := layer.gradient.max_abs) > 0:
+            numbers = torch.finfo(getattr(torch, layer.dtype))
+            fading = largest * numbers.eps < numbers.tiny
+        fades[layer.name] = fading
+    return [
+        replace(row, state="underflow") if row.state == "exact_zero" and fades.get(row.layer or "", False) else row
+        for row in rows
+    ]

@@ -176,18 +176,21 @@ class Trunk:
         region = self.graph.between(above.position, below.position)
         edges = [j for j in self.graph.edges[above.position] if j in region]
         own = operation_kind(above.node.name())
-        if len(edges) == 1 and self._is_direct(edges[0], below.position):
-            # One operand only: an addition of a constant or a bias passes the gradient on unchanged.
-            return "scale" if own == "residual" else own
+        direct = len(edges) == 1 and self._is_direct(edges[0], below.position)
+        if direct and own not in ("scale", "residual", "other"):
+            return own
         call = self._owner[above.position]
         while call is not None:
             if call.kind in _SPECIFIC_KINDS and self._covers(call, above, below):
                 return _SPECIFIC_KINDS[call.kind]
             call = call.parent
+        if direct:
+            # One operand only: an addition of a constant or a bias passes the gradient on unchanged.
+            return "scale" if own == "residual" else own
         if own == "residual" and len(edges) > 1:
             return "residual"
         names = {operation_kind(self.graph.nodes[i].name()) for i in region - {below.position}}
-        return "attention" if "attention" in names else "branches"
+        return "attention" if "attention" in {own, *names} else "branches"
 
     def _is_direct(self, start: int, below: int) -> bool:
         """Whether only views lie between."""
