@@ -11,7 +11,7 @@ from headwater._studies.run import StudyRun, VariantRun
 from headwater._studies.trends import WideTheory
 from headwater._studies.words import FLAT, decades, factor, hides_its_signal, moves, percent, power, rate, signed
 from headwater.records.study import Answer, MatrixView, Observation, StudyTable, Trend
-from headwater.theory.gain import gain
+from headwater.theory.gain import gain, torch_gain
 
 __all__ = ["Evidence", "compose"]
 
@@ -258,25 +258,27 @@ def _explode_or_vanish(evidence: Evidence) -> str:
 
 def _why_tanh(evidence: Evidence) -> str:
     one = next((v for v in evidence.run if v.result.activation == "tanh"), None)
-    if one is None or one.result.slope_decades is None or one.result.weight_decades is None:
+    trend = one and one.result.trend("∂L/∂h")
+    if one is None or trend is None or one.result.slope_decades is None or one.result.weight_decades is None:
         return ""
-    network = one.variant.network
-    slope, weights = one.result.slope_decades, one.result.weight_decades
+    network, theory = one.variant.network, one.theory
     variance = network.weight_variance
-    outcome = "so the weights win" if slope + weights > FLAT else "so the two are close to balance"
-    outcome = "so the slope wins" if slope + weights < -FLAT else outcome
-    theory = one.theory
+    outcome = {
+        "grows": "the weights win",
+        "falls": "the slope wins after all",
+        "stays level": "the two balance",
+    }[moves(trend)]
     wide = (
         ""
         if theory is None
-        else f" (a wide network: {signed(theory.slope_decades)} and {signed(theory.weight_decades)})"
+        else f" (in a wide network {signed(theory.weight_decades)} and {signed(theory.slope_decades)})"
     )
     return (
         f"{network.rule.title.split(' whatever')[0]} weights have σ_w² = fan_in · Var(W) = {variance:.3g} at layer size "
-        f"{network.width}: they alone multiply the gradient by √{variance:.3g} = {math.sqrt(variance):.3g} per layer in a wide network. Measured at width "
-        f"{network.width}: {signed(weights)} decades per layer from the weights, {signed(slope)} from the slope of tanh"
-        f"{wide}, {outcome}: {signed(slope + weights)}. Over all draws the mean square moves by "
-        f"{signed(mean_square_growth(one))} per layer."
+        f"{network.width}: in a wide network they alone multiply the gradient by √{variance:.3g} = "
+        f"{math.sqrt(variance):.3g} per layer. Measured at this width: {signed(one.result.weight_decades)} decades per "
+        f"layer from the weights and {signed(one.result.slope_decades)} from the slope of tanh{wide}, so {outcome}: "
+        f"∂L/∂h {rate(trend)}. The mean square over all draws moves by {signed(mean_square_growth(one))} per layer."
     )
 
 
@@ -287,7 +289,7 @@ def _zero_explained(evidence: Evidence) -> str:
             for reason in row:
                 if reason:
                     counts[reason] = counts.get(reason, 0) + 1
-    tested = [o.sentence for o in evidence.observations if "relation" in o.claim]
+    tested = [o for o in evidence.observations if "relation" in o.claim]
     if not counts and not tested:
         return "None of the gradients has an exact zero."
     elements = sum(len(row) for view in evidence.matrices for row in view.weight)
@@ -299,7 +301,9 @@ def _zero_explained(evidence: Evidence) -> str:
         if counts
         else ""
     )
-    return lead + " ".join(tested)
+    # the sentence of the first network, the number alone for the others
+    more = "; ".join(f"{o.claim.split(':')[0]} {100 * o.value:+.0f} points" for o in tested[1:])
+    return lead + (tested[0].sentence if tested else "") + (f" The same difference elsewhere: {more}." if more else "")
 
 
 # ------------------------------------------------------------------------------------------------ init strategies
@@ -343,7 +347,8 @@ def _why_sigmoid(evidence: Evidence) -> str:
     ideal = gain("sigmoid")
     return (
         f"A slope of at most 1/4: in {one.variant.title}, {_split_words(one)}; {largest} cost{'s' * (slope < weights)} "
-        f"most. Weights that make up for the slope would need a gain of {ideal:.3g} at unit pre-activation variance "
+        f"most. Weights that make up for the slope would need a gain of {ideal:.3g} at unit pre-activation variance, where "
+        f"torch's calculate_gain gives {torch_gain('sigmoid'):.3g} "
         f"({one.variant.title} has {math.sqrt(one.variant.network.weight_variance):.3g})."
     )
 

@@ -8,7 +8,7 @@ import math
 from headwater._studies.run import StudyRun, VariantRun
 from headwater._studies.shortcut_grid import ARMS
 from headwater._studies.words import hides_its_signal, moves, rate, signed
-from headwater.records.study import Cell, Chart, Curve, PrintedFigure, Series
+from headwater.records.study import Chart, Curve, PrintedFigure, Series
 
 __all__ = ["charts_of", "compensation_chart", "ensemble_chart", "figure_charts", "grid_chart"]
 
@@ -44,7 +44,7 @@ def figure_charts(run: StudyRun) -> list[Chart]:
                 figures = [f for f in figures if f.parameter.endswith(f".{kind}")]
             if not figures:
                 continue
-            x: tuple[Cell, ...] = tuple(range(1, len(figures) + 1))
+            x = tuple(float(i + 1) for i in range(len(figures)))
             series.append(
                 Series(
                     name=one.variant.title, x=x, y=tuple(f.value or None for f in figures),
@@ -98,7 +98,7 @@ def _line(curve: Curve, name: str, count: int, *, shift: float = 0.0, band: bool
 
     return Series(
         name=name,
-        x=tuple(range(1, count + 1)),
+        x=tuple(float(i + 1) for i in range(count)),
         y=values(curve.median),
         hover=tuple(f"{label}: {curve.quantity}" for label in curve.labels[:count]),
         low=values(curve.low) if band else (),
@@ -161,7 +161,7 @@ def grid_chart(run: StudyRun) -> Chart:
         series.append(
             Series(
                 name=f"{_ARM_TITLES[arm]}, {name}",
-                x=tuple(c.depth for c in cells),
+                x=tuple(float(c.depth) for c in cells),
                 y=tuple(c.decades[arm] for c in cells),
                 hover=tuple(f"width {c.width}, depth {c.depth}: {signed(c.decades[arm])} decades" for c in cells),
             )

@@ -49,9 +49,9 @@ def _broadcasts(run: StudyRun) -> list[StudyFinding]:
         joined = tuple(torch.broadcast_shapes(output, target))
         warned = any(one.result.profile.warnings for one in members)
         text = (
-            f"The loss broadcasts: the output is {_shape(output)} and the target {_shape(target)}, so it is taken over "
+            f"The output is {_shape(output)} and the target {_shape(target)}, so the loss is taken over "
             f"{_shape(joined)}: {math.prod(joined):,} terms for {math.prod(target):,} target"
-            f"{'s' * (math.prod(target) > 1)}. {'torch warns, and goes on.' if warned else 'Nothing warns.'}"
+            f"{'s' * (math.prod(target) > 1)}. {'That is only a warning of torch.' if warned else 'Nothing warns.'}"
         )
         if math.prod(target) == math.prod(output):
             text += (

@@ -210,7 +210,7 @@ def _figure(
         median_log10=median,
         high_log10=high,
         published=published,
-        published_text=f"{published:.6g}" if decimals is None else f"{published:.{decimals}f}",
+        published_text=f"{published:.5e}" if decimals is None else f"{published:.{decimals}f}",
         percentile=float((draws < math.log10(published)).double().mean()) if published > 0.0 else None,
         relative_error=error,
         agrees=agrees,

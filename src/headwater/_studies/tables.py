@@ -12,7 +12,7 @@ from headwater._studies.run import StudyRun, VariantRun
 from headwater._studies.trends import interval_of_mean
 from headwater._studies.words import decades, percent, signed
 from headwater.records.study import Cell, StudyTable
-from headwater.studies import INITIALIZATIONS
+from headwater.studies import INITIALIZATIONS, Initialization
 from headwater.theory.finite_width import underflow_depth
 from headwater.theory.gain import gain, gain_table, torch_gain
 
@@ -53,10 +53,10 @@ def underflow_table(one: VariantRun, loss: str, statistic: str, seed: int) -> St
         title="Depth at which the first layer's gradient leaves the number format",
         columns=(
             "format",
-            "smallest normal number",
-            "predicted: mean |∂L/∂W₁| below it, layers",
-            "predicted: rounds to zero, layers",
-            "tried: half of ∂L/∂W₁ is exactly 0, layers",
+            "smallest\nnormal number",
+            "mean |∂L/∂W₁| below it\nfrom layer (predicted)",
+            "rounds to 0 from\nlayer (predicted)",
+            "half of ∂L/∂W₁ is 0\nfrom layer (run)",
         ),
         rows=tuple(rows),
         reading=f"In fp32 precision is lost from {rows[0][2]} layers on and the typical element is zero from "
@@ -114,8 +114,8 @@ def shortcut_gain_table(run: StudyRun) -> StudyTable | None:
     return StudyTable(
         title="What the shortcut gains, in decades of mean |∂L/∂W|",
         columns=(
-            "parameter", f"seed {run.seed}", f"mean over {run.draws:,} seeds", "95 % low", "95 % high",
-            "seeds that gain",
+            "parameter", f"seed {run.seed}", f"mean over\n{run.draws:,} seeds", "95 % low", "95 % high",
+            "share of seeds\nthat gain",
         ),
         rows=tuple(rows),
         reading=f"Over {run.draws:,} seeds the shortcut gains {signed(means[0])} decades in the first layer and "
@@ -166,27 +166,25 @@ def rules_table(run: StudyRun) -> StudyTable:
     Returns:
         The table.
     """
+    width = next(iter(run)).variant.network.width
+    groups: dict[tuple[float, str], list[Initialization]] = {}
+    for rule in INITIALIZATIONS.values():  # normal and uniform draws of one variance are one rule
+        groups.setdefault((rule.weight_std(width, width + 1), rule.preserves), []).append(rule)
     rows: list[tuple[Cell, ...]] = []
-    for name, rule in INITIALIZATIONS.items():
-        width = next(iter(run)).variant.network.width
+    for rules in groups.values():
+        names = [rule.name for rule in rules]
         measured = "; ".join(
             f"{one.result.activation} {signed(trend.decades_per_layer)}"
             for one in run
-            if one.result.initialization == name and (trend := one.result.trend("∂L/∂h")) is not None
+            if one.result.initialization in names and (trend := one.result.trend("∂L/∂h")) is not None
         )
-        rows.append(
-            (
-                name,
-                rule.title,
-                rule.weight_std(width, width) ** 2,
-                rule.preserves or "nothing: σ_w² = 1/3 at every width",
-                measured or None,
-            )
-        )
+        variance = rules[0].weight_std(width, width) ** 2
+        preserves = rules[0].preserves or "nothing: σ_w² = 1/3 at every width"
+        rows.append((", ".join(names), rules[0].formula, variance, preserves, measured or None))
     return StudyTable(
         title="Variance rules",
         columns=(
-            "name", "rule", f"Var(W) at {width} × {width}", "what it preserves", "measured ∂L/∂h, decades per layer",
+            "name", "rule", f"Var(W) at\n{width} × {width}", "what it preserves", "measured ∂L/∂h,\ndecades per layer",
         ),
         rows=tuple(rows),
         reading="Xavier averages 1/n_in, which keeps the signal going forward, and 1/n_out, which keeps the gradient "
@@ -219,8 +217,8 @@ def gain_comparison(run: StudyRun) -> StudyTable:
     return StudyTable(
         title="The gain that preserves the gradient (Var(W) = gain²/n), pre-activations of variance 1",
         columns=(
-            "activation", "keeps the gradient", "keeps the signal", "calculate_gain",
-            "decades of ∂L/∂h per layer with calculate_gain",
+            "activation", "keeps the\ngradient", "keeps the\nsignal", "calculate_gain",
+            "decades of ∂L/∂h per\nlayer with calculate_gain",
         ),
         rows=tuple(rows),
         reading=f"torch's gain is furthest from keeping the gradient for {worst[0]}: {float(worst[3] or 0.0):.3g} "

@@ -74,7 +74,10 @@ def build_study_document(result: StudyResult, *, full: bool = False, matrices: M
     else:
         blocks += _figure_tables(result)
         blocks += _agreement(result)
-        blocks += [_own_table(table) for table in result.tables if len(table.rows) <= _LONG]
+        blocks += [
+            _own_table(table) if len(table.rows) <= _LONG else Paragraph(f"{table.title}. {table.reading}")
+            for table in result.tables
+        ]
         if result.observations:
             blocks.append(_observation_table(result.observations, full=False))
         blocks += _matrix_blocks(result, matrices)

@@ -39,6 +39,11 @@ class Initialization:
     bias: Literal["default", "zeros"]
     preserves: str = ""
 
+    @property
+    def formula(self) -> str:
+        """The variance rule alone, such as ``Var(W) = 2/n_in``."""
+        return self.title.rpartition(", ")[2].rpartition(": ")[2]
+
     def weight_(self, weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generator | None = None) -> None:
         """Fill a weight in place.
 
@@ -95,7 +100,7 @@ class Initialization:
         return 0.0 if self.bias == "zeros" else 1.0 / (3.0 * fan_in)
 
 
-_FORWARD = "the second moment of the signal on its way forward, where the activation passes half of it (ReLU)"
+_FORWARD = "the second moment forward, where φ passes half of it (ReLU)"
 INITIALIZATIONS: dict[str, Initialization] = {
     rule.name: rule
     for rule in (
@@ -107,14 +112,12 @@ INITIALIZATIONS: dict[str, Initialization] = {
         Initialization(
             name="xavier_normal", title="Xavier normal, Var(W) = 2/(n_in + n_out)", distribution="normal",
             weight_std=lambda n_in, n_out: math.sqrt(2.0 / (n_in + n_out)), bias="zeros",
-            preserves="a compromise between the signal forward (1/n_in) and the gradient backward (1/n_out), for an "
-            "activation that is close to the identity",
+            preserves="half the signal forward (1/n_in), half the gradient backward (1/n_out), where φ ≈ identity",
         ),
         Initialization(
             name="xavier_uniform", title="Xavier uniform, Var(W) = 2/(n_in + n_out)", distribution="uniform",
             weight_std=lambda n_in, n_out: math.sqrt(2.0 / (n_in + n_out)), bias="zeros",
-            preserves="a compromise between the signal forward (1/n_in) and the gradient backward (1/n_out), for an "
-            "activation that is close to the identity",
+            preserves="half the signal forward (1/n_in), half the gradient backward (1/n_out), where φ ≈ identity",
         ),
         Initialization(
             name="kaiming_normal", title="He normal, Var(W) = 2/n_in", distribution="normal",
@@ -127,7 +130,7 @@ INITIALIZATIONS: dict[str, Initialization] = {
         Initialization(
             name="kaiming_normal_gain_1", title="He normal with gain 1, Var(W) = 1/n_in", distribution="normal",
             weight_std=lambda n_in, n_out: math.sqrt(1.0 / n_in), bias="zeros",
-            preserves="the second moment of the signal on its way forward, where the activation passes all of it",
+            preserves="the second moment forward, where φ passes all of it",
         ),
     )
 }  # fmt: skip
