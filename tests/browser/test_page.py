@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +115,24 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("width", [1200, 500])
-def test_a_page_draws_itself_without_a_request_or_an_error(name: str, width: int, tmp_path: Path) -> None:
-    seen = browse(reports.to_html_page(PAGES[name]), tmp_path, width=width)
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict[str, Any]]:
+    """What the probe saw on a page of :data:`PAGES` at a width; each is opened once."""
+
+    @functools.cache
+    def look(name: str, width: int = 1200) -> dict[str, Any]:
+        return browse(reports.to_html_page(PAGES[name]), tmp_path_factory.mktemp(name), width=width)
+
+    return look
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [*((name, 1200) for name in PAGES), ("thousand", 500), ("transformer", 500), ("troubled", 500)]
+)
+def test_a_page_draws_itself_without_a_request_or_an_error(
+    name: str, width: int, visit: Callable[[str, int], dict[str, Any]]
+) -> None:
+    seen = visit(name, width)
     assert seen["requests"] == []
     assert seen["violations"] == []
     assert seen["errors"] == []
@@ -134,21 +150,23 @@ def test_a_page_draws_itself_without_a_request_or_an_error(name: str, width: int
         assert not any(overlap(plot["titleBox"], legend) for legend in plot["legends"])
 
 
-def test_a_hostile_name_is_shown_as_it_is_written(tmp_path: Path) -> None:
-    seen = browse(reports.to_html_page(profiles.hostile()), tmp_path)
+def test_a_hostile_name_is_shown_as_it_is_written(visit: Callable[[str, int], dict[str, Any]]) -> None:
+    seen = visit("hostile", 1200)
     assert seen["dialogs"] == 0
     assert "<script>alert(4)</script>" in seen["plots"][0]["title"]
     assert "a&b<b>bold</b>" in [label["text"] for label in seen["plots"][0]["x"]]
 
 
-def test_no_button_offers_to_send_the_chart_anywhere(tmp_path: Path) -> None:
-    seen = browse(reports.to_html_page(profiles.deep_sigmoid(2)), tmp_path)
+def test_no_button_offers_to_send_the_chart_anywhere(visit: Callable[[str, int], dict[str, Any]]) -> None:
+    seen = visit("five", 1200)
     assert seen["plots"][0]["buttons"] == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
 
 
-def test_the_page_follows_the_system_and_the_button(tmp_path: Path) -> None:
-    page = reports.to_html_page(profiles.deep_sigmoid(2))
-    light = browse(page, tmp_path)
+def test_the_page_follows_the_system_and_the_button(
+    tmp_path: Path, visit: Callable[[str, int], dict[str, Any]]
+) -> None:
+    page = reports.to_html_page(PAGES["five"])
+    light = visit("five", 1200)
     dark = browse(page, tmp_path, dark=True)
     switched = browse(page, tmp_path, actions='document.getElementById("theme").click();')
     assert (light["theme"], dark["theme"], switched["theme"]) == ("light", "dark", "dark")
