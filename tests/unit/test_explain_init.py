@@ -389,8 +389,9 @@ def test_a_flat_activation_passes_no_gradient():
 # ------------------------------------------------------------------ contract
 
 
-def test_the_model_and_the_random_state_are_left_as_they_were():
-    model = nn.Sequential(nn.Linear(8, 8), nn.RReLU(), nn.BatchNorm1d(8), nn.Dropout(), nn.LSTM(8, 8)).train()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_model_and_the_random_state_are_left_as_they_were(dtype):
+    model = nn.Sequential(nn.Linear(8, 8), nn.RReLU(), nn.BatchNorm1d(8), nn.Dropout(), nn.LSTM(8, 8)).to(dtype).train()
     state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     explain_init(model)
     assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True))

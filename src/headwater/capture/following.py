@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,7 +59,7 @@ class Surroundings:
     def __init__(self, model: nn.Module) -> None:
         self._places: dict[nn.Module, _Place] = {}
         self._flows: dict[nn.Module, Flow | None] = {}
-        self._functions: dict[nn.Module, Elementwise | None] = {}
+        self._functions: dict[object, Elementwise | None] = {}
         self._place(model, model, "")
 
     def _place(self, module: nn.Module, parent: nn.Module, path: str) -> None:
@@ -135,7 +136,7 @@ class Surroundings:
         if use.how == "return":
             return self._after(parent, hops)
         if use.how == "function":
-            return Spot(use.path, elementwise(use.function))
+            return Spot(use.path, self._function(use.function))
         if use.how == "unknown":
             return None
         found = submodules(parent, use.path)
@@ -163,14 +164,18 @@ class Surroundings:
             return None
         return self._agreed([self._meets(module, use, hops - 1) for use in flow.uses_of(INPUT)])
 
-    def _function(self, module: nn.Module) -> Elementwise | None:
-        if module not in self._functions:
+    def _function(self, fn: Any) -> Elementwise | None:
+        # Modules of torch without values of their own are what their description says: one stands for all alike.
+        key: object = fn
+        if isinstance(fn, nn.Module) and type(fn).__module__.startswith("torch.nn.") and not fn.state_dict():
+            key = repr(fn)
+        if key not in self._functions:
             try:
                 with torch.random.fork_rng(devices=[]):  # an unknown leaf may draw random numbers
-                    self._functions[module] = elementwise(module)
+                    self._functions[key] = elementwise(fn)
             except InputError:
-                self._functions[module] = None  # not elementwise, or random: nothing can be said of it
-        return self._functions[module]
+                self._functions[key] = None  # not elementwise, or random: nothing can be said of it
+        return self._functions[key]
 
     # ------------------------------------------------------------ before
 

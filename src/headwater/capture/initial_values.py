@@ -14,7 +14,7 @@ from headwater.theory.initializers import Candidate, ValueMoments, fitting_laws,
 __all__ = ["NO_STANDARD", "Values", "describe_values"]
 
 NO_STANDARD = "no standard initialiser"
-_CHUNK = 1 << 22  # elements per float64 copy
+_CHUNK = 1 << 19  # elements per float64 copy: 4 MiB
 _LARGEST_GRAM = 256  # rows of W Wᵀ looked at: rows of an orthogonal matrix stay orthonormal among themselves
 
 
@@ -38,31 +38,33 @@ class Values:
 
 
 def _moments(tensor: Tensor) -> tuple[ValueMoments | None, float]:
-    flat = tensor.flatten()
-    chunks = flat.split(_CHUNK)
-    n = flat.numel()
-    if not all(bool(torch.isfinite(c).all()) for c in chunks):
-        return None, float((flat == 0).sum()) / n
-    mean = math.fsum(float(c.double().sum()) for c in chunks) / n
-    low, high = float(flat.min()), float(flat.max())
-    if low == high:
-        mean = low  # the rounding of a sum must not make a constant vary
-    second = fourth = 0.0
+    chunks = tensor.flatten().split(_CHUNK)
+    n = tensor.numel()
+    zero_fraction = 1.0 - sum(int(c.count_nonzero()) for c in chunks) / n
+    ends = [c.aminmax() for c in chunks]
+    low, high = (float(torch.stack(part).double().aminmax()[i]) for i, part in enumerate(zip(*ends, strict=True)))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None, zero_fraction
+    # Powers of the distance from a pilot mean, in one pass; a shift then gives the central moments.
+    pilot = low if low == high else float(chunks[0].double().mean())
+    sums = torch.zeros(4, dtype=torch.float64, device=tensor.device)
     for chunk in chunks:
-        squares = (chunk.double() - mean).square()
-        second += float(squares.sum())
-        fourth += float(squares.square().sum())
-    variance = second / n
+        d = chunk.double() - pilot  # out of place: double() of a float64 weight is the weight itself
+        squares = d * d
+        sums += torch.stack([d.sum(), squares.sum(), torch.dot(d, squares), torch.dot(squares, squares)])
+    m1, m2, m3, m4 = (sums / n).tolist()
+    variance = max(m2 - m1**2, 0.0)
+    fourth = m4 - 4.0 * m1 * m3 + 6.0 * m1**2 * m2 - 3.0 * m1**4
     moments = ValueMoments(
         count=n,
-        mean=mean,
+        mean=pilot + m1,
         variance=variance,
-        kurtosis=fourth / n / variance**2 if variance > 1e-150 else math.nan,
+        kurtosis=fourth / variance**2 if variance > 1e-150 else math.nan,
         low=low,
         high=high,
         resolution=torch.finfo(tensor.dtype).eps,
     )
-    return moments, float((flat == 0).sum()) / n
+    return moments, zero_fraction
 
 
 def describe_values(tensor: Tensor, candidates: list[Candidate]) -> Values:
@@ -97,7 +99,7 @@ def _special(tensor: Tensor, moments: ValueMoments, zero_fraction: float) -> tup
     if moments.max_deviation == 0.0 and moments.count > 1:
         return "constant", "ones_()" if moments.mean == 1.0 else f"constant_({moments.mean:.6g})"
     if tensor.dim() >= 2:
-        diagonal = _diagonal_scale(tensor)
+        diagonal = _diagonal_scale(tensor) if zero_fraction > 0.0 else None
         if diagonal is not None:
             kind = "eye_()" if tensor.dim() == 2 else "dirac_()"
             return "identity", kind if diagonal == 1.0 else f"{diagonal:.4g} · {kind}"
@@ -131,10 +133,19 @@ def _orthogonal_gain(tensor: Tensor) -> float | None:
         matrix = matrix.t()
     if matrix.shape[0] < 2:
         return None
-    matrix = matrix[:_LARGEST_GRAM].double()
+    tolerance = max(1e-4, 4.0 * torch.finfo(tensor.dtype).eps)
+    scale: float | None = None
+    for rows in (4, _LARGEST_GRAM):  # four rows rule most matrices out
+        scale = _row_scale(matrix[:rows].double(), tolerance)
+        if scale is None:
+            return None
+    return scale
+
+
+def _row_scale(matrix: Tensor, tolerance: float) -> float | None:
+    """The common length of rows that are orthogonal to one another and equally long, else None."""
     gram = matrix @ matrix.t()
     squares = gram.diagonal()
     scale = float(squares.mean())
     off = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * scale).abs().max()
-    tolerance = max(1e-4, 4.0 * torch.finfo(tensor.dtype).eps)
     return math.sqrt(scale) if scale > 0.0 and float(off) <= tolerance * scale else None

@@ -28,6 +28,7 @@ _FINEST_LOG2 = -40  # panels never start narrower than 2^-40 standard deviations
 _TOLERANCE = 1e-13  # error of a panel relative to ∫|integrand|
 _DEEPEST = 60  # halvings
 _MOST_PANELS = 20_000
+_MOST_KNOWN = 10_000  # remembered moments of one activation
 _NOISE = 1e-6  # share of ∫|integrand| that may stay unresolved when panels stop helping
 _BREAK_DEPTH = 20  # a panel halved this often holds a kink or jump
 
@@ -180,9 +181,15 @@ class ActivationMoments:
     def __init__(self, fn: Activation) -> None:
         self.activation: Elementwise = elementwise(fn)
         self.breaks: tuple[float, ...] = _find_breaks(self.activation)
+        self._known: dict[tuple[str, float], float] = {}  # scans of many layers meet the same variances
 
-    def _expect(self, fn: Callable[[Tensor], Tensor], variance: float) -> float:
-        return _gaussian_integral(fn, variance, 0.0, self.breaks)
+    def _expect(self, what: str, fn: Callable[[Tensor], Tensor], variance: float) -> float:
+        key = what, variance
+        if key not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = _gaussian_integral(fn, variance, 0.0, self.breaks)
+        return self._known[key]
 
     @functools.cached_property
     def homogeneous_slope(self) -> float | None:
@@ -201,7 +208,7 @@ class ActivationMoments:
         Returns:
             The mean of the activation.
         """
-        return self._expect(self.activation, variance)
+        return self._expect("mean", self.activation, variance)
 
     def second_moment(self, variance: float) -> float:
         """E[φ(√q z)²].
@@ -212,7 +219,7 @@ class ActivationMoments:
         Returns:
             The second moment of the activation.
         """
-        return self._expect(lambda x: self.activation(x) ** 2, variance)
+        return self._expect("second", lambda x: self.activation(x) ** 2, variance)
 
     def slope_second_moment(self, variance: float) -> float:
         """E[φ'(√q z)²], the factor by which the activation multiplies the squared gradient.
@@ -223,7 +230,7 @@ class ActivationMoments:
         Returns:
             The second moment of the derivative.
         """
-        return self._expect(lambda x: self.activation.slope(x) ** 2, variance)
+        return self._expect("slope", lambda x: self.activation.slope(x) ** 2, variance)
 
     def product_moment(self, variance: float, correlation: float) -> float:
         """E[φ(u) φ(v)] for u, v of variance q and the given correlation.

@@ -167,7 +167,7 @@ def fixed_point(
     up, step = change > 0.0, 1.25
     while True:
         previous, q = q, q * step if up else q / step
-        step = min(2.0, step * 1.25)
+        step = min(4.0, step * 1.25)
         if up and q > _LARGEST:
             return math.inf
         if not up and q < _ZERO and rest == 0.0:
