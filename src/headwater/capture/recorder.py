@@ -132,7 +132,6 @@ class Recorder:
         self.phase: Literal["forward", "backward"] = "forward"
         self.calls: list[Call] = []
         self.rows: list[Row] = []
-        self.recurrent: list[RecurrentCall] = []
         self.without_tensor: dict[str, str] = {}
         self._stack: list[Call] = []
         self._counts: dict[nn.Module, int] = {}
@@ -196,7 +195,7 @@ class Recorder:
         parent = self._stack[-1] if self._stack else None
         call = Call(module, self.names[module][0], index, self._kinds[module], parent, current_sequence_number())
         if self.phase == "forward" and isinstance(module, nn.RNNBase) and torch.is_grad_enabled():
-            call.recurrent = RecurrentCall.begin(call.name, module, args, kwargs)
+            call.recurrent = RecurrentCall.begin(module, args, kwargs)
         if call.kind == "activation" and getattr(module, "inplace", False) and args and isinstance(args[0], Tensor):
             call.overwritten_input = _cloned(args[0])
         self._stack.append(call)
@@ -353,7 +352,6 @@ class Recorder:
                     call.gradients[position] = gradient.detach()
 
                 self._handles.append(tensor.register_hook(arrived))
-        self.recurrent.append(call)
 
     def _recomputed(self, call: Call, output: Any) -> None:
         """A checkpoint runs this module again during the backward: only gradients that are still wanted are hooked."""

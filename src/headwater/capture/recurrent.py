@@ -29,44 +29,43 @@ class RecurrentCall:
     """What one call of a recurrent module took and gave, and the gradients that came back.
 
     Attributes:
-        name: of its row.
         module: the module.
         inputs: padded (T, B, D) or (B, T, D), unbatched (T, D), or packed data.
         batch_sizes: sequences still alive at each step, for a packed input.
+        order: the sequences of a packed input sorted by length, where the module undoes the sorting in its states.
         initial: the initial hidden (and cell) state that was passed, or None.
         random_state: the CPU generator's state when the call began, where dropout between layers needs it.
         output: the first output, to check the unrolled loop against.
         gradients: ∂L/∂output, ∂L/∂h_n, ∂L/∂c_n by position, as far as they came back.
     """
 
-    name: str
     module: nn.RNNBase
     inputs: Tensor
     batch_sizes: tuple[int, ...] | None
+    order: Tensor | None
     initial: tuple[Tensor, ...] | None
     random_state: Tensor | None
     output: Tensor | None = None
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def begin(
-        cls, name: str, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> RecurrentCall | None:
+    def begin(cls, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecurrentCall | None:
         """Note down a call before it runs; None for an input that nn.RNN does not take (its own forward says so)."""
         inputs = args[0] if args else kwargs.get("input")
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
         sizes: tuple[int, ...] | None = None
+        order: Tensor | None = None
         if isinstance(inputs, PackedSequence):
             sizes = tuple(inputs.batch_sizes.tolist())
-            if hx is not None and inputs.sorted_indices is not None:
-                order = inputs.sorted_indices
+            order = inputs.sorted_indices
+            if hx is not None and order is not None:
                 hx = tuple(h.index_select(1, order) for h in hx) if isinstance(hx, tuple) else hx.index_select(1, order)
             inputs = inputs.data
         if not isinstance(inputs, Tensor):
             return None
         initial = None if hx is None else tuple(h.detach() for h in (hx if isinstance(hx, tuple) else (hx,)))
         noisy = module.dropout > 0 and module.training and module.num_layers > 1
-        return cls(name, module, inputs.detach(), sizes, initial, torch.get_rng_state() if noisy else None)
+        return cls(module, inputs.detach(), sizes, order, initial, torch.get_rng_state() if noisy else None)
 
     def finish(self, outputs: Any) -> list[tuple[int, Tensor]]:
         """Note down the outputs.
@@ -193,11 +192,12 @@ def _dropped(steps: list[Tensor], p: float, *, packed: bool) -> list[Tensor]:
     return list(whole.split([s.shape[0] for s in steps])) if packed else list(whole.unbind(0))
 
 
-def time_profiles(call: RecurrentCall) -> list[TimeProfile]:
+def time_profiles(call: RecurrentCall, layer: str) -> list[TimeProfile]:
     """Statistics of ∂L/∂h_t, ∂L/∂c_t and ∂L/∂x_t at every step of one recurrent call.
 
     Args:
         call: what went in, what came out and the gradients of the outputs.
+        layer: name of the call's row.
 
     Returns:
         One record per state, stacked layer and direction; empty when no gradient came back.
@@ -209,9 +209,10 @@ def time_profiles(call: RecurrentCall) -> list[TimeProfile]:
         torch.set_rng_state(call.random_state)  # the guard around the measurement restores the caller's
     with torch.enable_grad():
         loop = _unroll(call, dtype)
-        pairs = [
-            (t, call.gradients[i].to(dtype)) for i, t in enumerate((loop.output, *loop.finals)) if i in call.gradients
-        ]
+        gradients = {i: g.to(dtype) for i, g in call.gradients.items()}
+        if call.order is not None:  # the loop's states are sorted by length, those of the module were sorted back
+            gradients = {i: g.index_select(1, call.order) if i else g for i, g in gradients.items()}
+        pairs = [(t, gradients[i]) for i, t in enumerate((loop.output, *loop.finals)) if i in gradients]
         wanted: list[tuple[Literal["hidden", "cell", "input"], int, bool, list[Tensor]]] = [
             ("input", 0, False, loop.inputs)
         ]
@@ -234,15 +235,15 @@ def time_profiles(call: RecurrentCall) -> list[TimeProfile]:
     statistics = iter(summarize_many([g for g in found if g is not None]))
     profiles, position = [], 0
     for state, stack, reverse, tensors in wanted:
-        gradients = found[position : position + len(tensors)]
+        steps = found[position : position + len(tensors)]
         position += len(tensors)
         profiles.append(
             TimeProfile(
-                layer=call.name,
+                layer=layer,
                 state=state,
                 stack=stack,
                 reverse=reverse,
-                steps=tuple(None if g is None else next(statistics) for g in gradients),
+                steps=tuple(None if g is None else next(statistics) for g in steps),
                 exact=exact,
                 note=note,
             )

@@ -92,8 +92,13 @@ def observe(
                 f"include={include!r} and exclude={exclude!r} leave no module and no parameter to look at; names are "
                 f"those of named_modules() and named_parameters(), such as {parameters[0].name!r}"
             )
-        times = [profile for call in recorder.recurrent for profile in time_profiles(call)]
         naming = _Naming(recorder, names)
+        times = [
+            profile
+            for call in recorder.calls
+            if call.recurrent is not None
+            for profile in time_profiles(call.recurrent, naming.of_call[call])
+        ]
         owners = _owners(wanted, recorder, naming, names)
         rows = parameter_rows(wanted, gradients, owners)
         layers = _layers(recorder.rows, trunk, naming, owners, wanted)
