@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from headwater.records import Evidence, Finding, Profile, Severity, Verdict
 
 __all__ = ["NonFiniteValues"]
 
-_LARGEST_LOG10 = {"float16": 4.816, "bfloat16": 38.53, "float32": 38.53, "float64": 308.25}
+GROWTH_DECADES = 3.0
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,16 @@ class NonFiniteValues:
 
 
 def _overflows(profile: Profile) -> bool:
-    """Whether the first value that is not finite ends a growth of the forward signal that the dtype cannot hold.
+    """Whether the first value that is not finite ends a growth of the forward signal along the trunk.
 
-    So it is when the trunk row before it is finite and its largest element, squared, leaves the range of the dtype, and
-    the signal grew to that on the way (three decades, as for the gradient).
+    Three decades of growth, the limit used for the gradient, say that the network multiplies what it is given; where
+    that meets the range of the dtype, in the forward or in the backward of a saturated operation, is by the way.
     """
-    rows = list(profile.trunk_layers)
-    bad = next((i for i, r in enumerate(rows) if r.activation.nonfinite_count), None)
-    if not bad or any(q.value.nonfinite_count for q in profile.parameters):
+    if any(q.value.nonfinite_count for q in profile.parameters):
         return False
-    first, last = rows[0].activation, rows[bad - 1].activation
-    limit = _LARGEST_LOG10.get(rows[bad].dtype, 38.53)
-    grown = last.rms_log10 - first.rms_log10 if last.max_abs > 0 and first.max_abs > 0 else 0.0
-    return grown >= 3.0 and 2 * math.log10(last.max_abs) >= limit
+    finite = list(itertools.takewhile(lambda r: not r.activation.nonfinite_count, profile.trunk_layers))
+    sizes = [r.activation.rms_log10 for r in finite if math.isfinite(r.activation.rms_log10)]
+    return len(sizes) >= 2 and max(sizes) - sizes[0] >= GROWTH_DECADES
 
 
 def _backward_producer(profile: Profile) -> tuple[str, str]:
