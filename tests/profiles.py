@@ -141,7 +141,9 @@ def transformer(blocks: int = 4) -> Profile:
     """A pre-LN residual stream: blocks on the trunk, attention and MLP on branches, tied embedding and head."""
     layers: list[LayerProfile] = []
     parameters: list[ParameterProfile] = [
-        parameter("wte.weight", 2e-4, "embedding", aliases=("lm_head.weight",), shape=(128, 64))
+        parameter(
+            "wte.weight", 2e-4, "embedding", aliases=("lm_head.weight",), layer="transformer.wte", shape=(128, 64)
+        )
     ]
 
     def add(name: str, type: str, activation: float, gradient: float, on_trunk: bool = False, **more: Any) -> None:

@@ -26,6 +26,7 @@ DOCUMENTS: Mapping[str, str] = {
     "headwater.records.initialization.InitializationReport": (
         "headwater.reports.initialization_report:build_initialization_document"
     ),
+    "headwater.records.study.StudyResult": "headwater.reports.study_report:build_study_document",
 }
 """Type of record to ``module:function`` that builds its document: ``build(record, *, full=False) -> Document``."""
 
@@ -34,6 +35,7 @@ FIGURES: Mapping[str, str] = {
     "headwater.records.initialization.InitializationReport": (
         "headwater.reports.initialization_report:initialization_figure"
     ),
+    "headwater.records.study.StudyResult": "headwater.reports.study_figures:study_figure",
 }
 """Type of record to ``module:function`` that draws it: ``draw(record, *, template="dark", **options) -> Figure``."""
 

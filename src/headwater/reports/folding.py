@@ -190,7 +190,7 @@ def _fold(groups: Sequence[Sequence[_Unit[T]]]) -> Fold[T]:
     else:
         what = f"{len(inner)} layers"
     records = tuple(row.record for row in rows)
-    return Fold(label, f"{len(groups)} × {what}" if len(groups) > 1 else f"{what}, folded", records)
+    return Fold(label, f"{len(groups)} × {what}", records)
 
 
 def _fold_evenly(layers: Sequence[_Row[T]], max_rows: int) -> list[T | Fold[T]]:

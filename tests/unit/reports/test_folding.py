@@ -60,7 +60,7 @@ def test_blocks_of_a_transformer_fold_to_one_row_each_named_after_the_block() ->
     labels = [e.label if isinstance(e, Fold) else e.name for e in entries]
     assert labels[:6] == ["embed", "h.0.ln", "h.0.attn", "h.0.mlp", "h.0", "h.1"]
     assert labels[-6:] == ["h.22", "h.23.ln", "h.23.attn", "h.23.mlp", "h.23", "head"]
-    assert entries[5] == Fold("h.1", "Block, folded", tuple(transformer(24)[5:9]))
+    assert entries[5] == Fold("h.1", "1 × Block", tuple(transformer(24)[5:9]))
 
 
 def test_stages_with_blocks_inside_fold_at_the_inner_number() -> None:
