@@ -176,7 +176,7 @@ class _Writer:
         yield from (self.line(line, "dim") for line in textwrap.wrap(current, self.width, break_on_hyphens=False))
 
     def prose(self, text: str, indent: str = "", style: str = "") -> Iterator[Text]:
-        yield self._marked(text, style).copy() if not indent else self._indented(text, indent, style)
+        yield self._indented(text, indent, style)
 
     def _marked(self, text: str, style: str = "") -> Text:
         line = Text(style=style, overflow="fold")

@@ -220,3 +220,11 @@ def test_a_profile_that_went_through_json_prints_the_same() -> None:
     for profile in PROFILES.values():
         again = Profile.from_json(profile.to_json())
         assert reports.to_text(again, width=100) == reports.to_text(profile, width=100)
+
+
+def test_a_console_gets_no_trailing_blanks_from_wrapped_prose() -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(reports.to_rich(PROFILES["transformer"]))
+    prose = [line for line in stream.getvalue().splitlines() if line.startswith(("Layers in", "The gradient", "marks"))]
+    assert prose
+    assert all(line == line.rstrip() for line in prose)
