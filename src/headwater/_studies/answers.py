@@ -258,7 +258,7 @@ def _explode_or_vanish(evidence: Evidence) -> str:
 
 def _why_tanh(evidence: Evidence) -> str:
     one = next((v for v in evidence.run if v.result.activation == "tanh"), None)
-    trend = one and one.result.trend("∂L/∂h")
+    trend = None if one is None else one.result.trend("∂L/∂h")
     if one is None or trend is None or one.result.slope_decades is None or one.result.weight_decades is None:
         return ""
     network, theory = one.variant.network, one.theory

@@ -24,6 +24,8 @@ __all__ = ["Progress", "StudyRun", "VariantRun", "run_variants"]
 
 # A seeded figure is reproduced when it agrees to this relative error (the acceptance of the studies).
 REPRODUCED = 1e-5
+# The central 99.9 % of fewer draws than this says nothing (the acceptance of the studies).
+ENOUGH = 1000
 # Single precision loses gradients below 1e-45; deeper networks than this are drawn in double. Chosen by us: at 30
 # sigmoid layers 26 decades are gone.
 _DEEP = 30
@@ -196,10 +198,11 @@ def _figure(
         return PrintedFigure(parameter=name, value=value, low_log10=low, median_log10=median, high_log10=high)
     smallest, largest = variant.interval(published)
     error: float | None = None
+    agrees: bool | None = None
     if study.published_seed == seed:
         error = abs(value - published) / abs(published)
         agrees = error <= REPRODUCED
-    else:
+    elif len(draws) >= ENOUGH:
         # what was printed stands for every value that rounds to it
         agrees = math.log10(largest) >= low and (smallest <= 0.0 or math.log10(smallest) <= high)
     decimals = variant.published_decimals

@@ -213,7 +213,7 @@ def gain_comparison(run: StudyRun) -> StudyTable:
             backward, forward, torch_value = gain(activation), gain(activation, "forward"), torch_gain(activation)
         lost = None if torch_value is None else math.log10(torch_value / backward)
         rows.append((name, backward, forward, torch_value, lost))
-    worst = min((row for row in rows if row[4] is not None), key=lambda row: float(row[4] or 0.0))
+    worst = max((row for row in rows if row[4] is not None), key=lambda row: abs(float(row[4] or 0.0)))
     return StudyTable(
         title="The gain that preserves the gradient (Var(W) = gain²/n), pre-activations of variance 1",
         columns=(

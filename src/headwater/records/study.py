@@ -49,7 +49,7 @@ class PrintedFigure:
         percentile: share of the ensemble's draws below the published figure, 0 to 1; None without one.
         relative_error: |value − published| / |published| where the study fixed its seed, else None.
         agrees: whether the figure is reproduced (fixed seed) or lies inside the central 99.9 % (no seed); None when
-            nothing was published for it.
+            nothing was published for it, or the ensemble has fewer than 1,000 draws.
     """
 
     parameter: str

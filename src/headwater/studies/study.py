@@ -164,7 +164,7 @@ class Study:
                 network = network.with_width(width)
             if init is not None:
                 network = replace(network, initialization=initialization(init).name)
-            if activation is not None:
+            if activation is not None and network.activation != "identity":
                 network = replace(network, activation=activation)
             if network == variant.network:
                 variants.append(variant)
