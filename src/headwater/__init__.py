@@ -1,15 +1,26 @@
 """headwater: does the gradient reach the first layer, and if not, where is it lost, why, and what repairs it?"""
 
-from headwater._diagnose import diagnose
-from headwater._explain_init import explain_init
-from headwater._measure import measure
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from headwater.errors import HeadwaterError
 from headwater.records import Diagnosis, Finding, Profile, Severity, Statistics, Verdict
-from headwater.theory import critical_init, gain
+
+if TYPE_CHECKING:
+    from headwater import testing
+    from headwater._diagnose import diagnose
+    from headwater._explain_init import explain_init
+    from headwater._measure import measure
+    from headwater.detectors import DEFAULT_DETECTORS, Detector
+    from headwater.theory import critical_init, gain
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT_DETECTORS",
+    "Detector",
     "Diagnosis",
     "Finding",
     "HeadwaterError",
@@ -22,4 +33,30 @@ __all__ = [
     "explain_init",
     "gain",
     "measure",
+    "testing",
 ]
+
+# What needs torch is imported when it is first used, so that `headwater --help` answers at once.
+_LAZY = {
+    "DEFAULT_DETECTORS": "headwater.detectors",
+    "Detector": "headwater.detectors",
+    "critical_init": "headwater.theory",
+    "diagnose": "headwater._diagnose",
+    "explain_init": "headwater._explain_init",
+    "gain": "headwater.theory",
+    "measure": "headwater._measure",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("headwater.testing")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'headwater' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -156,6 +156,10 @@ def write_text(text: str, path: str | Path) -> None:
         OutputError: the place cannot be written.
     """
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise OutputError(f"cannot write {target}: it is not a regular file; name a file in a folder that is writable")
+    if target.is_symlink():
+        target = target.resolve()  # the file it points to is replaced, not the link
     temporary: str | None = None
     try:
         # A temporary neighbour and a rename: a crash leaves the old file or the new one, never half of one.

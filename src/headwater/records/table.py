@@ -39,7 +39,8 @@ def profile_rows(profile: Profile) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = [
         {
-            "row": "layer", "name": layer.name, "type": layer.type, "kind": layer.kind, "order": layer.order, "on_trunk": layer.on_trunk,
+            "row": "layer", "name": layer.name, "type": layer.type, "kind": layer.kind,
+            "order": layer.order, "on_trunk": layer.on_trunk,
             "shape": "x".join(map(str, layer.shape)), "dtype": layer.dtype, "state": layer.gradient_missing,
             **_flat("value", layer.activation), **_flat("gradient", layer.gradient),
             "dead_fraction": layer.dead_fraction, "saturated_fraction": layer.saturated_fraction,
