@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from headwater._studies.answers import Evidence, compose
+from headwater._studies.answers import compose
 from headwater._studies.charts import charts_of
+from headwater._studies.evidence import Evidence
 from headwater._studies.findings import find
 from headwater._studies.observations import observe
 from headwater._studies.raw_matrices import ZeroCensus, matrix_views, one_run, zero_census

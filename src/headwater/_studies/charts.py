@@ -13,6 +13,7 @@ from headwater.records.study import Chart, Curve, PrintedFigure, Series
 __all__ = ["charts_of", "compensation_chart", "ensemble_chart", "figure_charts", "grid_chart"]
 
 _STATISTICS = {"mean_abs": "mean |gradient|", "l2_norm": "L2 norm of the gradient"}
+_MOST_BANDS = 3  # more of them on top of each other cannot be told apart; chosen by us
 _ARM_TITLES = {"plain": "plain", "shortcut": "x + f(x)", "scaled": "x + f(x)/√L"}
 
 
@@ -109,16 +110,17 @@ def _line(curve: Curve, name: str, count: int, *, shift: float = 0.0, band: bool
 def ensemble_chart(run: StudyRun) -> Chart:
     """The gradient ∂L/∂h layer by layer, median and central 95 % over the draws."""
     series, parts = [], []
+    banded = len(run.variants) <= _MOST_BANDS
     for one in run:
         curve = next(c for c in one.result.curves if c.quantity == "∂L/∂h")
-        series.append(_line(curve, one.variant.title, len(curve.labels)))
+        series.append(_line(curve, one.variant.title, len(curve.labels), band=banded))
         trend = one.result.trend("∂L/∂h")
         if trend is not None:
             parts.append(f"{one.variant.title} {signed(trend.decades_per_layer)}")
     return Chart(
         title=f"∂L/∂h layer by layer over {run.draws:,} networks",
         x_title="layer, from the input",
-        y_title="rms ∂L/∂h (median, central 95 %)",
+        y_title="rms ∂L/∂h (median, central 95 %)" if banded else "rms ∂L/∂h (median)",
         series=tuple(series),
         reading="Decades per layer towards the input: " + "; ".join(parts) + "." if parts else "",
     )

@@ -29,8 +29,8 @@ _DEFAULT_PAGE = "headwater-demo.html"
 @click.option("--draws", type=click.IntRange(min=2), help="Networks in each ensemble.  [default: 1000]")
 @click.option("--depth", type=click.IntRange(min=1), help="How many times the activation is applied.")
 @click.option("--width", type=click.IntRange(min=1), help="Units of a hidden layer.")
-@click.option("--activation", metavar="NAME", help="Of every network that has one: relu, tanh, gelu …")
-@click.option("--init", metavar="RULE", help="Of every network: xavier_normal, kaiming_normal, normal:0.05 …")
+@click.option("--activation", metavar="NAME", help="Of every network that has one: relu, tanh, gelu ...")
+@click.option("--init", metavar="RULE", help="Of every network: xavier_normal, kaiming_normal, normal:0.05 ...")
 @click.option("--print-weights", is_flag=True, help="raw-weights: print every weight matrix beside its gradient.")
 @click.option("--html", "html_path", metavar="FILE", help=f"Where to write the page.  [default: ./{_DEFAULT_PAGE}]")
 @click.option("--no-html", is_flag=True, help="Write no page.")
@@ -67,6 +67,8 @@ def command(
       headwater demo deep-sigmoid --depth 50 --activation tanh
       headwater demo raw-weights --print-weights
       headwater demo shortcut --json shortcut.json
+
+    Exit codes: 0 done, 2 wrong usage.
     """
     if no_html and html_path is not None:
         raise click.UsageError("--html and --no-html contradict each other")
