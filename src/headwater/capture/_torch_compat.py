@@ -13,6 +13,7 @@ __all__ = [
     "functions_unseen",
     "hooks_after_accumulation_silenced",
     "is_recomputing_node",
+    "nested_backwards",
     "sequence_number",
 ]
 
@@ -48,6 +49,29 @@ def is_recomputing_node(node: Any) -> bool:
         True for ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)``.
     """
     return str(node.name()).startswith("CheckpointFunction")
+
+
+@contextmanager
+def nested_backwards() -> Iterator[list[list[Any]]]:
+    """Notice the backwards inside a backward: reentrant checkpointing sends one through what it has just recomputed.
+
+    No hook tells where that graph ends, so the public ``torch.autograd.backward`` is replaced inside the block.
+
+    Yields:
+        A list that grows by the ``grad_fn`` of every tensor that a backward starts from, one list per backward.
+    """
+    roots: list[list[Any]] = []
+    original = torch.autograd.backward
+
+    def noticed(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        roots.append([t.grad_fn for t in ([tensors] if isinstance(tensors, torch.Tensor) else tensors)])
+        original(tensors, *args, **kwargs)
+
+    torch.autograd.backward = noticed
+    try:
+        yield roots
+    finally:
+        torch.autograd.backward = original
 
 
 def functions_unseen() -> Any:

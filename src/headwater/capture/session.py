@@ -11,7 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headwater.capture._torch_compat import hooks_after_accumulation_silenced, is_recomputing_node
+from headwater.capture._torch_compat import (
+    hooks_after_accumulation_silenced,
+    is_recomputing_node,
+    nested_backwards,
+)
 from headwater.capture.graph import AutogradGraph, walk
 from headwater.capture.guard import untouched
 from headwater.capture.names import ROOT, clean_names, make_filter
@@ -78,10 +82,11 @@ def observe(
             recorder.phase = "backward"
             try:
                 # Of all of them, also under a filter: a row before the wanted parameters needs its gradient too.
-                gradients = _gradients(loss, list(trainable.values()), graph)
+                with nested_backwards() as roots:
+                    gradients = _gradients(loss, list(trainable.values()), graph)
             finally:
                 trunk.release()
-        trunk.absorb_recomputed(recorder.rows, trainable)
+        trunk.absorb_recomputed(recorder.rows, trainable, roots)
         if not gradients:
             raise NothingObservedError(
                 f"the loss does not depend on any of the {len(trainable)} trainable parameters: every gradient is "

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from headwater.capture._torch_compat import is_recomputing_node, sequence_number
-from headwater.capture.graph import AutogradGraph, operation_kind, walk
+from headwater.capture.graph import AutogradGraph, Node, operation_kind, walk
 from headwater.capture.names import ROOT
 from headwater.capture.recorder import Call, Row
 from headwater.records import LayerKind, Statistics, TrunkPoint
@@ -77,13 +77,18 @@ class Trunk:
             handle.remove()
         self._handles.clear()
 
-    def absorb_recomputed(self, rows: Sequence[Row], parameters: Mapping[int, Tensor]) -> None:
+    def absorb_recomputed(
+        self, rows: Sequence[Row], parameters: Mapping[int, Tensor], roots: Sequence[Sequence[Node]]
+    ) -> None:
         """Continue the trunk inside reentrant checkpoints, whose graphs exist only once the backward recomputed them.
 
         Args:
             rows: every row, in execution order.
             parameters: ``id`` to parameter.
+            roots: where the backwards through recomputed graphs began. A checkpoint with several outputs has no single
+                root, and nothing inside it is on the trunk.
         """
+        inners = [walk(root) for root in roots if len(root) == 1 and root[0] not in self.graph.index]
         for position in self.chain:
             node = self.graph.nodes[position]
             if not is_recomputing_node(node):
@@ -98,9 +103,9 @@ class Trunk:
                 and begin < row.call.begin
                 and row.call.end <= end
             ]
-            if not region:
+            inner = next((g for g in inners if any(row.node in g.index for row in region)), None)
+            if inner is None:
                 continue
-            inner = walk([row.node for row in reversed(region)])
             entries = [i for i, leaf in inner.leaves.items() if id(leaf) not in parameters]
             reached = [i for i in entries if inner.reaching(i)[0]]
             if reached:
