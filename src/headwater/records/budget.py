@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from headwater.records.displayed_kinds import KIND_WORDS
 from headwater.records.profile import Profile, TrunkKind, TrunkPoint
@@ -27,6 +29,10 @@ class BudgetStep:
     kind: TrunkKind
     decades: float
     norm_decades: float
+
+    def __iter__(self) -> Iterator[Any]:
+        """Name, kind and decades, so that ``for name, kind, decades in budget.steps`` reads well."""
+        return iter((self.name, self.kind, self.decades))
 
 
 @dataclass(frozen=True, slots=True)
