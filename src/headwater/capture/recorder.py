@@ -339,6 +339,9 @@ class Recorder:
 
     def _watch_gradient(self, row: Row, tensor: Tensor) -> None:
         def arrived(gradient: Tensor) -> None:
+            # A loss with a gradient in it (a gradient penalty) sends one back during the forward: not ∂L/∂output.
+            if self.phase == "forward":
+                return
             statistics = summarize(gradient)
             row.gradient = statistics if row.gradient is None else row.gradient + statistics
 
@@ -349,6 +352,8 @@ class Recorder:
             if tensor.requires_grad:
 
                 def arrived(gradient: Tensor, position: int = position) -> None:
+                    if self.phase == "forward":
+                        return
                     call.gradients[position] = gradient.detach()
 
                 self._handles.append(tensor.register_hook(arrived))
