@@ -312,6 +312,52 @@ def test_a_loss_of_one_element_counts_as_a_scalar() -> None:
     assert hw.measure(model, x, loss_fn=lambda out: out).loss == model(x).item()
 
 
+def test_a_gradient_inside_the_loss_does_not_count_as_the_gradient_of_the_loss() -> None:
+    model = mlp(4, 8, 1, activation=nn.Tanh)
+    x = torch.randn(5, 4, requires_grad=True)
+
+    def loss_of(out: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        return out.mean() + (slope.norm(dim=1) - 1).square().mean()  # the gradient penalty of WGAN-GP
+
+    profile = hw.measure(model, x, loss_fn=loss_of)
+    hidden = model[0](x)
+    out = model[2](model[1](hidden))
+    gradients = torch.autograd.grad(loss_of(out), [hidden, out, model[0].weight])
+    assert_statistics_of(profile.layer("0").gradient, gradients[0])
+    assert_statistics_of(profile.layer("2").gradient, gradients[1])
+    assert_statistics_of(profile.parameter("0.weight").gradient, gradients[2])
+
+
+def test_the_profile_of_a_model_under_autocast_shows_the_types_that_ran() -> None:
+    model, x = mlp(4, 8, 2), torch.randn(5, 4)
+
+    def loss(m: nn.Module) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m(x).float().square().sum()
+
+    profile = hw.measure(model, loss=loss)
+    assert [row.dtype for row in profile.layers] == ["bfloat16"] * 3
+    assert profile.dtype == "float32"
+
+
+def test_an_exception_that_the_model_catches_itself_leaves_the_rows_in_order() -> None:
+    class Tries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                self.b(x[:, :3])
+            except RuntimeError:
+                return self.b(self.a(x))
+            return x
+
+    rows = hw.measure(Tries(), torch.randn(3, 4)).layers
+    assert [(row.name.split("#")[0], row.gradient is not None) for row in rows] == [("a", True), ("b", True)]
+
+
 def test_what_the_profile_says_about_the_run() -> None:
     torch.manual_seed(123)
     model, x = mlp(4, 3, 2).double(), torch.randn(5, 4).double()
