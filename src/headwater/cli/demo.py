@@ -17,12 +17,36 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _DEFAULT_PAGE = "headwater-demo.html"
+_HELP = """
+Run the five classic studies of vanishing and exploding gradients.
+
+Each prints what its published notebook prints beside the published figures, then answers what the notebook
+leaves open, from its own measurements. One HTML page with interactive plots works offline.
+
+\b
+The studies:
+  deep-sigmoid          gradients vanish in a deep sigmoid network
+  shortcut              a residual connection lets the gradient through
+  activation-and-init   sigmoid, tiny weights, ReLU
+  raw-weights           do gradients explode or vanish when weights are N(0, 1)?
+  init-strategies       sigmoid against LeakyReLU, He against Xavier
+
+\b
+Examples:
+  headwater demo
+  headwater demo deep-sigmoid --depth 50 --activation tanh
+  headwater demo raw-weights --print-weights
+  headwater demo shortcut --json shortcut.json
+
+Exit codes: 0 done, 2 wrong usage.
+"""
 
 
 @click.command(
     "demo",
     cls=JsonCommand,
     short_help="Run the five classic studies of vanishing and exploding gradients.",
+    help=_HELP,
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--seed", type=int, help="Of the weights and data.  [default: the study's own, or 0]")
@@ -48,28 +72,7 @@ def command(
     no_html: bool,
     json_path: str | None,
 ) -> None:
-    r"""Run the five classic studies of vanishing and exploding gradients.
-
-    Each prints what its published notebook prints beside the published figures, then answers what the notebook
-    leaves open, from its own measurements. One HTML page with interactive plots works offline.
-
-    \b
-    The studies:
-      deep-sigmoid          gradients vanish in a deep sigmoid network
-      shortcut              a residual connection lets the gradient through
-      activation-and-init   sigmoid, tiny weights, ReLU
-      raw-weights           do gradients explode or vanish when weights are N(0, 1)?
-      init-strategies       sigmoid against LeakyReLU, He against Xavier
-
-    \b
-    Examples:
-      headwater demo
-      headwater demo deep-sigmoid --depth 50 --activation tanh
-      headwater demo raw-weights --print-weights
-      headwater demo shortcut --json shortcut.json
-
-    Exit codes: 0 done, 2 wrong usage.
-    """
+    """Check every name and option, run, print, write."""
     if no_html and html_path is not None:
         raise click.UsageError("--html and --no-html contradict each other")
     # With data on standard output a page is written only where one was asked for.
