@@ -26,8 +26,9 @@ class DeadUnits:
     ## Evidence and threshold
     The fraction of dead units. With symmetric weights and zero bias a unit is off for one sample with probability 1/2;
     if all samples look alike that deep, for all of them. So up to one half is what healthy initialisation gives;
-    reported is a fraction that exceeds 1/2 by ``z`` = 3 standard deviations of a fair coin, √(1/4N), and stays so
-    after a few steps on a copy. A warning from ``warning_fraction`` = 0.5 on.
+    reported is a fraction that exceeds 1/2 by ``z`` = 3 standard deviations of a fair coin, √(1/4N), or a layer dead
+    altogether with at least ``coins`` = 10 coins (2⁻¹⁰: units, times the samples where at least ``apart`` = 0.1 of the
+    signal tells them apart), and stays so after a few steps on a copy. A warning from ``warning_fraction`` = 0.5 on.
 
     ## Known false alarms
     A batch that covers a small part of the data: pass a larger one.
@@ -42,25 +43,27 @@ class DeadUnits:
     code: ClassVar[str] = "HW201"
     z: float = 3.0
     warning_fraction: float = 0.5
+    coins: int = 10
+    apart: float = 0.1
 
     def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
         """Yield at most one finding."""
         found = [
             (r, r.dead_fraction) for r in profile.layers if r.saturated_fraction is None and r.dead_fraction is not None
         ]
-        suspicious = [(r, f) for r, f in found if f > self.warning_fraction]
+        # Where exactly zero enters, the weights before it are zero: nothing is off, nothing was ever on.
+        suspicious = [(r, f) for r, f in found if f > self.warning_fraction and not _enters_zero(profile, r)]
         if not suspicious:
             return
-        certain = [
-            (r, f) for r, f in suspicious if f - 0.5 > self.z * math.sqrt(0.25 / max(1, r.unit_count or 1)) or f == 1.0
-        ]
+        certain = [(r, f) for r, f in suspicious if self._beyond_chance(profile, r, f)]
         later = profile.second_look
         note = ""
         if certain and later is not None:
             still = {r.name: r.dead_fraction or 0.0 for r in later.layers}
             certain = [(r, f) for r, f in certain if still.get(r.name, f) > self.warning_fraction]
             note = f" After {later.steps} steps on a copy they still are."
-        rows = certain or suspicious
+        # What stands behind a dead layer sees a constant: it is off as well, whatever chance would say of it alone.
+        rows = [rf for rf in suspicious if rf in certain or (certain and rf[1] == 1.0)] or suspicious
         worst, fraction = max(rows, key=lambda rf: rf[1])
         dead = round(fraction * (worst.unit_count or 0))
         yield Finding(
@@ -83,6 +86,30 @@ class DeadUnits:
             ),
         )
 
+    def _beyond_chance(self, profile: Profile, row: LayerProfile, fraction: float) -> bool:
+        """Whether fair coins, one per unit, would hardly ever give this fraction of dead units.
+
+        A layer that is dead altogether is beyond chance too when units times different samples make at least
+        ``coins`` coins: few units, but samples that differ enough to have tried them often.
+        """
+        units = max(1, row.unit_count or 1)
+        if fraction - 0.5 > self.z * math.sqrt(0.25 / units):
+            return True
+        before = _before(profile, row)
+        apart = before is not None and (before.between_sample_fraction or 0.0) > self.apart
+        return fraction == 1.0 and units * (_samples(profile, row) if apart else 1) >= self.coins
+
+
+def _before(profile: Profile, row: LayerProfile) -> LayerProfile | None:
+    """The row that feeds an activation: the nearest one before it of the same shape."""
+    position = next((i for i, r in enumerate(profile.layers) if r.name == row.name), 0)
+    return next((r for r in reversed(profile.layers[:position]) if r.shape == row.shape), None)
+
+
+def _enters_zero(profile: Profile, row: LayerProfile) -> bool:
+    before = _before(profile, row)
+    return before is not None and before.activation.count == before.activation.zero_count
+
 
 def _samples(profile: Profile, row: LayerProfile) -> int:
     return row.shape[0] if row.shape else profile.batch_size or 0
@@ -90,8 +117,7 @@ def _samples(profile: Profile, row: LayerProfile) -> int:
 
 def _why(profile: Profile, row: LayerProfile) -> str:
     """What the layer before it sends: a negative mean far from its spread is a bias, not chance."""
-    position = next((i for i, r in enumerate(profile.layers) if r.name == row.name), 0)
-    before = next((r for r in reversed(profile.layers[:position]) if r.shape == row.shape), None)
+    before = _before(profile, row)
     if before is None or not before.activation.finite_count:
         return ""
     return f": what enters has mean {before.activation.mean:.3g} and standard deviation {before.activation.std:.3g}"
