@@ -27,6 +27,7 @@ DOCUMENTS: Mapping[str, str] = {
         "headwater.reports.initialization_report:build_initialization_document"
     ),
     "headwater.records.study.StudyResult": "headwater.reports.study_report:build_study_document",
+    "headwater.records.diagnosis.Diagnosis": "headwater.reports.diagnosis_report:build_diagnosis_document",
 }
 """Type of record to ``module:function`` that builds its document: ``build(record, *, full=False) -> Document``."""
 
@@ -36,6 +37,7 @@ FIGURES: Mapping[str, str] = {
         "headwater.reports.initialization_report:initialization_figure"
     ),
     "headwater.records.study.StudyResult": "headwater.reports.study_figures:study_figure",
+    "headwater.records.diagnosis.Diagnosis": "headwater.reports.budget_figure:diagnosis_figure",
 }
 """Type of record to ``module:function`` that draws it: ``draw(record, *, template="dark", **options) -> Figure``."""
 

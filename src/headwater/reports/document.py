@@ -273,9 +273,11 @@ class Document:
             ones on screen, ends with it.
         facts: label and value of what was measured and how (loss, device, batch), shown under the title; a fact
             without a label is its value alone.
+        headline: the verdict, where there is one: the first thing that a page and a terminal say.
     """
 
     title: str
     blocks: tuple[Block, ...] = ()
     summary: str = ""
     facts: tuple[tuple[str, str], ...] = ()
+    headline: Callout | None = None

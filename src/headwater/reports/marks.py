@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-__all__ = ["Mark", "split_marks"]
+__all__ = ["Mark", "literal", "split_marks"]
 
 Mark = Literal["plain", "code", "strong"]
 _MARK = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*")
@@ -33,3 +33,19 @@ def split_marks(text: str) -> Iterator[tuple[Mark, str]]:
         end = found.end()
     if end < len(text):
         yield "plain", text[end:]
+
+
+def literal(text: str) -> str:
+    """Keep names and reasons from being read as marks.
+
+    Args:
+        text: words that are not prose of ours, such as a layer's name.
+
+    Returns:
+        The text without either mark.
+
+    Example:
+        >>> literal("a`b`**c**")
+        "a'b'* *c* *"
+    """
+    return text.replace("`", "'").replace("**", "* *")

@@ -16,6 +16,7 @@ from headwater.reports.document import (
     Section,
     Template,
 )
+from headwater.reports.marks import literal
 from headwater.reports.notation import (
     decades,
     power,
@@ -26,7 +27,7 @@ from headwater.reports.notation import (
 from headwater.reports.profile_tables import layer_table, parameter_table
 from headwater.reports.readings import most_telling, read_profile, read_time, summarize_time, summarize_trunk
 
-__all__ = ["build_profile_document"]
+__all__ = ["build_profile_document", "coverage_line", "profile_facts", "time_blocks"]
 
 _MOST_UNOWNED = 30  # parameters without a layer that a terminal lists; chosen by us
 _HOW_TO_READ = (
@@ -57,7 +58,7 @@ def build_profile_document(profile: Profile, *, full: bool = False) -> Document:
         what = f"Gradient and activation along {profile.model_type}"
         blocks.append(Figure(_drawer(profile, "profile"), what, _HOW_TO_READ))
     layers = [layer_table(profile, full)] if profile.layers else []
-    ends = [*_trunk_lines(profile), *_time_blocks(profile)]
+    ends = [*_trunk_lines(profile), *time_blocks(profile)]
     if full:  # a page shows its pictures first; a terminal its table
         blocks += [*ends, *layers]
         if profile.parameters:
@@ -69,18 +70,26 @@ def build_profile_document(profile: Profile, *, full: bool = False) -> Document:
         if unowned:
             blocks.append(parameter_table(profile, unowned[:_MOST_UNOWNED], len(unowned)))
         blocks += ends
-    blocks.append(_coverage(profile))
+    blocks.append(coverage_line(profile))
     if full:
         blocks.append(_method(profile))
     return Document(
         title=f"Gradient profile of {profile.model_type}",
         blocks=tuple(blocks),
         summary=read_profile(profile),
-        facts=_facts(profile),
+        facts=profile_facts(profile),
     )
 
 
-def _facts(profile: Profile) -> tuple[tuple[str, str], ...]:
+def profile_facts(profile: Profile) -> tuple[tuple[str, str], ...]:
+    """What was measured and how: loss, device, batch, mode, draws.
+
+    Args:
+        profile: the record.
+
+    Returns:
+        Label and value of each.
+    """
     facts = [("loss", f"{_number(profile.loss)} from {_LOSS[profile.loss_source].split(':')[0]}")]
     facts.append(("device", f"{profile.device} {profile.dtype}"))
     if profile.batch_size is not None:
@@ -129,7 +138,15 @@ def _time_name(time: TimeProfile, stacked: bool) -> str:
     return " ".join(parts)
 
 
-def _time_blocks(profile: Profile) -> list[Block]:
+def time_blocks(profile: Profile) -> list[Block]:
+    """The gradient over time: a figure, its lines for a terminal, and its notes.
+
+    Args:
+        profile: the record.
+
+    Returns:
+        The blocks; none without a recurrent layer.
+    """
     if not profile.times:
         return []
     lines = []
@@ -156,22 +173,26 @@ def _time_blocks(profile: Profile) -> list[Block]:
     return blocks
 
 
-def _coverage(profile: Profile) -> Block:
+def coverage_line(profile: Profile) -> Block:
+    """Say what was observed and what was not, and why.
+
+    Args:
+        profile: the record.
+
+    Returns:
+        A paragraph.
+    """
     coverage = profile.coverage
-    text = f"**Coverage:** {_plain(str(coverage))}."
+    text = f"**Coverage:** {literal(str(coverage))}."
     for name, reason in list(coverage.modules_unseen.items())[:5]:
-        text += f" `{name}` not seen: {_plain(reason)}."
+        text += f" `{name}` not seen: {literal(reason)}."
     if len(coverage.modules_unseen) > 5:
         text += f" {len(coverage.modules_unseen) - 5} more modules not seen."
     if coverage.functional:
         shown = ", ".join(dict.fromkeys(coverage.functional))
-        text += f" Functional operations on the trunk, whose activations are not observed: {_plain(shown)}."
+        text += f" Functional operations on the trunk, whose activations are not observed: {literal(shown)}."
     return Paragraph(text)
 
-
-def _plain(text: str) -> str:
-    """Keep names and reasons from being read as marks."""
-    return text.replace("`", "'").replace("**", "* *")
 
 
 def _method(profile: Profile) -> Section:

@@ -19,17 +19,18 @@ _WEIGHT_ROLES = ("weight", "recurrent", "attention", "embedding", "normalization
 _STATES = {"frozen": "frozen", "none": "no gradient", "exact_zero": "exactly zero", "underflow": "underflow"}
 
 
-def layer_table(profile: Profile, full: bool) -> Table:
+def layer_table(profile: Profile, full: bool, max_rows: int = MAX_ROWS) -> Table:
     """The layers of a profile.
 
     Args:
         profile: the record.
-        full: every layer and the biases; otherwise repeated blocks are folded above 60 layers.
+        full: every layer and the biases; otherwise repeated blocks are folded above ``max_rows`` layers.
+        max_rows: rows to aim at when folding.
 
     Returns:
         The table.
     """
-    rows = fold_rows(profile.layers, lambda row: row.name, lambda row: row.type, None if full else MAX_ROWS)
+    rows = fold_rows(profile.layers, lambda row: row.name, lambda row: row.type, None if full else max_rows)
     parameters: dict[str, list[ParameterProfile]] = {}
     for parameter in profile.parameters:
         if parameter.layer is not None:

@@ -150,6 +150,8 @@ class _Writer:
         facts = [f"{label} {value}".strip() for label, value in document.facts]
         if facts:
             yield from self.joined(facts)
+        if document.headline is not None:
+            yield from self.headline(document.headline)
         # The end is what is on screen when a long report has been printed: warnings and the answer come last.
         for block in document.blocks:
             if not isinstance(block, Callout):
@@ -160,6 +162,13 @@ class _Writer:
         if document.summary:
             yield Text()
             yield from self.prose(document.summary)
+
+    def headline(self, callout: Callout) -> Iterator[Text]:
+        yield Text()
+        mark = {"good": "✓", "critical": "✗"}.get(callout.tone, "⚠")
+        yield from self.prose(callout.title, f"{mark} ", _STYLES[callout.tone])
+        if callout.text:
+            yield from self.prose(callout.text, "  ")
 
     def line(self, text: str, style: str = "") -> Text:
         return Text(self.clean(text), style=style, no_wrap=True, overflow="crop", end="\n")
