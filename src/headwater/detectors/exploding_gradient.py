@@ -25,9 +25,10 @@ class ExplodingGradient:
     A learning rate that suits the last layers throws the first ones off; one step can end in NaN.
 
     ## Evidence and threshold
-    As for the vanishing gradient, mirrored: 3 decades in all, or 0.7 per layer over at least 1.75, beyond what finite
-    width does by chance. Chosen by us, before the labelled cases were scored. Pre-LN transformers and BatchNorm
-    ResNets have moderately larger early gradients (measured: up to 1.5 decades over 9 blocks) and stay below.
+    As for the vanishing gradient, mirrored: ``total_decades``: 3 in all, or ``rate_decades``: 0.7 per layer over at
+    least ``least_decades``: 1.75, beyond what finite width does by chance (else a warning). Chosen by us,
+    before the labelled cases were scored. Pre-LN transformers and BatchNorm ResNets have moderately larger early
+    gradients (measured: up to 1.5 decades over 9 blocks) and stay below.
 
     ## Known false alarms
     A very deep plain network with BatchNorm does explode (RMS × 1.21 per layer) and is reported although it may train

@@ -155,7 +155,7 @@ class ExplodingInTime:
             ),
             cause=(
                 f"In {worst.layer} ∂L/∂h grows {worst.decades:.1f} decades over {worst.steps} steps "
-                f"({10 ** (worst.decades / max(1, worst.steps - 1)):.2f} per step)."
+                f"({10 ** min(300.0, worst.decades / max(1, worst.steps - 1)):.3g} per step)."
             ),
             advice="Start the recurrent weights orthogonal, clip the gradient's norm, or shorten the sequences.",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -55,7 +56,7 @@ class LossSaturation:
             defect="saturated loss",
             severity=Severity.WARNING,
             where=(last.name,),
-            evidence=(Evidence("rms of the logits", size, "", f"limit {self.logit_rms:g}"),),
+            evidence=(Evidence("rms of the logits", min(size, sys.float_info.max), "", f"limit {self.logit_rms:g}"),),
             cause=f"The logits ({last.name}) have rms {size:.3g} and the loss starts at {profile.loss:.3g}.",
             advice="Start the head with smaller weights or standardise what enters the network.",
         )

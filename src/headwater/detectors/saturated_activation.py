@@ -24,7 +24,8 @@ class SaturatedActivation:
 
     ## Evidence and threshold
     ``fraction``: more than half of the elements or rows. Chosen by us: from there on the median element is
-    saturated. Standard-normal pre-activations give 0.001 % for a sigmoid and 3 % for tanh.
+    saturated. A warning from ``warning_fraction`` = 0.25 on, half of that.
+    Standard-normal pre-activations give 0.001 % for a sigmoid and 3 % for tanh.
 
     ## Known false alarms
     Gates that are meant to be open or shut; attention that a trained network has made sharp on purpose.

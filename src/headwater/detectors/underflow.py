@@ -50,6 +50,8 @@ class Underflow:
                 continue
             limit = _SMALLEST_NORMAL_LOG10.get(q.dtype, -37.93)
             largest = q.gradient.max_abs
+            if not math.isfinite(largest):
+                continue
             flushed = (
                 q.dtype in ("float16", "bfloat16")
                 and q.gradient.zero_fraction > self.zero_fraction

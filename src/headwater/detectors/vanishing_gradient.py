@@ -27,11 +27,12 @@ class VanishingGradient:
 
     ## Evidence and threshold
     ``total_decades``: 3 decades in all, or ``rate_decades``: 0.7 decades per layer (a factor of 5) over at least
-    ``least_decades``: 1.75. The sum must also exceed 2.58 standard deviations of what finite width does by chance
-    (Hanin's law). Chosen by us before the labelled cases were scored: 3 decades is what separates one learning rate
-    that suits the last layer from one that suits the first by more than the range people search; 0.7 is between a
-    sigmoid at its best (0.60) and with torch's default initialisation (0.85). Change of the norm, not of the rms per
-    element; the loss, pooling and the head's own weights are left out. None of it depends on the scale of the loss.
+    ``least_decades``: 1.75; a warning from ``warning_decades``: 2 on. The sum must also exceed 2.58 standard deviations
+    of what finite width does by chance (Hanin's law). Chosen by us before the labelled cases were scored: 3 decades is
+    what separates one learning rate that suits the last layer from one that suits the first by more than the range
+    people search; 0.7 is between a sigmoid at its best (0.60) and with torch's default initialisation (0.85). Change
+    of the norm, not of the rms per element; the loss, pooling and the head's own weights are left out. None of it
+    depends on the scale of the loss.
 
     ## Known false alarms
     A trunk that is meant to be frozen below some layer; a narrow network in one unlucky draw (then it says
@@ -158,7 +159,7 @@ def _slope(rows: list[LayerProfile]) -> str:
 def _weight_variance(profile: Profile, course: DepthCourse) -> str:
     owners = {s.name for s in course.steps if s.kind == "weights"}
     values = [
-        row.fan_in * row.value.rms**2
+        row.fan_in * row.value.rms * row.value.rms  # a power of a float raises where a product is inf
         for row in profile.parameters
         if row.layer in owners and row.role == "weight" and row.fan_in and math.isfinite(row.value.rms)
     ]

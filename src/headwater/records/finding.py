@@ -54,6 +54,10 @@ class Evidence:
     unit: str = ""
     reference: str = ""
 
+    def __post_init__(self) -> None:
+        # A count is given as an int and read back from JSON as a float: one type, so that both are written alike.
+        object.__setattr__(self, "value", float(self.value))
+
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
         reference = f" ({self.reference})" if self.reference else ""
