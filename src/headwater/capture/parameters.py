@@ -105,7 +105,7 @@ def parameter_rows(
         fans = weight_fans(parameter.owner, tensor.shape) if role in ("weight", "attention", "recurrent") else None
         has_units = role in ("weight", "recurrent") and tensor.dim() >= 2 and not tensor.is_complex()
         dense = gradient is not None and not gradient.is_sparse
-        zeros = statistics is not None and statistics.zero_count > 0 and dense and has_units
+        zero_rows, zero_columns = _zero_slices(gradient, statistics) if has_units else (None, None)
         rows.append(
             ParameterProfile(
                 name=parameter.name,
@@ -122,15 +122,23 @@ def parameter_rows(
                 duplicate_units=duplicate_row_count(tensor.detach(), gradient)
                 if has_units and (dense or gradient is None)
                 else None,
-                zero_rows=zero_row_count(gradient)
-                if zeros and gradient is not None
-                else (0 if has_units and statistics is not None else None),
-                zero_columns=zero_column_count(gradient)
-                if zeros and gradient is not None
-                else (0 if has_units and statistics is not None else None),
+                zero_rows=zero_rows,
+                zero_columns=zero_columns,
             )
         )
     return rows
+
+
+def _zero_slices(gradient: Tensor | None, statistics: Statistics | None) -> tuple[int | None, int | None]:
+    """Rows and columns of a weight's gradient that are exactly zero."""
+    if gradient is None or statistics is None:
+        return None, None
+    rows, columns = gradient.shape[0], gradient.shape[1]
+    # A row has numel / rows elements: with fewer zeros than that there is none to look for.
+    return (
+        zero_row_count(gradient) if statistics.zero_count * rows >= statistics.count else 0,
+        zero_column_count(gradient) if statistics.zero_count * columns >= statistics.count else 0,
+    )
 
 
 def with_underflow(rows: Sequence[ParameterProfile], layers: Sequence[LayerProfile]) -> list[ParameterProfile]:

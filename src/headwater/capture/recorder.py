@@ -243,7 +243,7 @@ class Recorder:
             function = Elementwise.of_module(call.module)
             if function is not None:
                 row.slope = slope_statistics(
-                    self._slopes, function, source, tensor, channels_first=self._channels_first
+                    self._slopes, function, source, tensor, row.activation, channels_first=self._channels_first
                 )
         elif kind == "softmax":
             dimension = getattr(call.module, "dim", -1)
@@ -324,7 +324,7 @@ class Recorder:
             if row is not None and args and isinstance(args[0], Tensor):
                 activation = Elementwise.of_call(name, function, args, kwargs)
                 row.slope = slope_statistics(
-                    self._slopes, activation, args[0], out, channels_first=self._channels_first
+                    self._slopes, activation, args[0], out, row.activation, channels_first=self._channels_first
                 )
 
     def softmax_called(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.capture.guard import untouched
+from headwater.records import Statistics
 
 __all__ = [
     "DEAD_SLOPE",
@@ -201,7 +202,13 @@ def _acts_elementwise(module: nn.Module) -> bool:
 
 
 def slope_statistics(
-    reader: SlopeReader, activation: Elementwise, x: Tensor, y: Tensor, *, channels_first: bool
+    reader: SlopeReader,
+    activation: Elementwise,
+    x: Tensor,
+    y: Tensor,
+    statistics: Statistics,
+    *,
+    channels_first: bool,
 ) -> Slope | None:
     """Slope, dead units and saturation of one call of an activation.
 
@@ -210,6 +217,7 @@ def slope_statistics(
         activation: the function.
         x: its input, (B, D), (B, T, D) or (B, C, ...).
         y: its output.
+        statistics: those of ``y``.
         channels_first: whether dimension 1 holds the units of a tensor with more than two dimensions.
 
     Returns:
@@ -223,6 +231,11 @@ def slope_statistics(
         unit_dimension = 0
     units = y.shape[unit_dimension]
     rest = [d for d in range(y.dim()) if d != unit_dimension]
+    if activation.name == "relu":
+        # The slope is 1 where the output is not zero: both numbers are known, or one pass away.
+        on = statistics.count - statistics.zero_count - statistics.nan_count
+        top = y.detach().amax(rest) if rest else y.detach()
+        return _slope(units, top <= 0, on, y.numel(), None)
     lead = y.shape[0] if unit_dimension != 0 else 1
     per_sample = max(1, y.numel() // max(1, lead))
     step = max(1, _BLOCK // per_sample)
@@ -241,13 +254,18 @@ def slope_statistics(
         top = size.amax(rest) if rest else size
         highest = top if highest is None else torch.maximum(highest, top)
     assert highest is not None
-    dead = (highest < DEAD_SLOPE * shape.largest).nonzero().flatten()
+    off = highest < DEAD_SLOPE * shape.largest
+    return _slope(units, off, square, y.numel(), saturated if shape.bounded else None)
+
+
+def _slope(units: int, off: Tensor, square: float, count: int, saturated: int | None) -> Slope:
+    dead = off.nonzero().flatten()
     return Slope(
-        slope_mean_square=square / y.numel(),
+        slope_mean_square=square / count,
         dead_fraction=len(dead) / units,
         unit_count=units,
         dead_units=tuple(dead[:64].tolist()),
-        saturated_fraction=saturated / y.numel() if shape.bounded else None,
+        saturated_fraction=None if saturated is None else saturated / count,
     )
 
 

@@ -38,7 +38,9 @@ def duplicate_row_count(weight: Tensor, gradient: Tensor | None) -> int:
     if weight.dim() < 1 or weight.shape[0] < 2 or weight.numel() == 0:
         return 0
     rows = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
-    # First look: a few columns. Most weights are random and end here.
+    if _all_differ(rows[:, rows.shape[1] // 2]):
+        return 0  # most weights are random: one column tells all rows apart
+    # Second look: a few columns.
     sampled = torch.linspace(0, rows.shape[1] - 1, min(_SAMPLED_COLUMNS, rows.shape[1])).long().to(rows.device)
     candidates = _occurring_twice(_hash_rows(rows.index_select(1, sampled)))
     if candidates.numel() == 0:
@@ -60,6 +62,15 @@ def duplicate_row_count(weight: Tensor, gradient: Tensor | None) -> int:
             equal &= (a - b).abs().amax(1) <= _GRADIENT_RTOL * largest
         repeated += equal.sum()
     return int(repeated)
+
+
+def _all_differ(column: Tensor) -> bool:
+    """Whether no two entries have the same bits."""
+    bits = _bits(column[:, None]).flatten(1)
+    if bits.shape[1] > 1:
+        return False  # complex: two integers an entry
+    ordered = bits[:, 0].sort().values
+    return not bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _chunks(indices: Tensor, row_length: int) -> tuple[Tensor, ...]:
@@ -158,5 +169,12 @@ def _zero_slices(g: Tensor, dim: int) -> int:
     others = [d for d in range(g.dim()) if d != dim]
     if not others:
         return int((g == 0).sum())
+    # A slice of zeros begins with a zero: most are ruled out by their first entry.
+    first = g[tuple(slice(None) if d == dim else 0 for d in range(g.dim()))]
+    candidates = (first == 0).nonzero().flatten()
+    if candidates.numel() == 0:
+        return 0
+    if candidates.numel() <= g.shape[dim] // 4:
+        g = g.index_select(dim, candidates)
     # The largest and the smallest are zero: two passes without a temporary. NaN is neither.
     return int(((g.amax(others) == 0) & (g.amin(others) == 0)).sum())

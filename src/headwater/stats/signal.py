@@ -27,6 +27,8 @@ _BLOCK_ON_ACCELERATOR = 2**21
 # Below this fraction E[x²] - E[mean²] has lost two digits and the deviations are summed instead (chosen by us).
 _CANCELLATION = 1e-2
 
+_LONGEST_DOT = 2**16
+
 # Magnitudes (largest of the tensor, or norms of vectors) whose squares and sums stay in range without a scale.
 _SAFE = {torch.float32: (2.0**-40, 2.0**40), torch.float64: (2.0**-400, 2.0**400)}
 
@@ -70,7 +72,7 @@ def between_sample_fraction(x: Tensor, statistics: Statistics | None = None) -> 
         fraction = 1.0 - float(means.mul_(means).mean()) / known.rms**2
         if fraction >= _CANCELLATION:
             return min(fraction, 1.0)
-    scale = math.frexp(known.max_abs)[1]
+    scale = 0 if low <= known.max_abs <= high else math.frexp(known.max_abs)[1]
     squares = math.ldexp(known.scaled_sum_squares, 2 * (known.scale_log2 - scale))
     return min(_sum_of_squared_deviations(x, scale) / squares, 1.0)
 
@@ -106,6 +108,8 @@ def _feature_tiles(x: Tensor, limit: int, dim: int = 1) -> Iterator[Tensor]:
 
 def _scaled(x: Tensor, scale_log2: int) -> Tensor:
     """``x / 2**scale_log2`` in the floating type of sums, in two steps that are both in range."""
+    if scale_log2 == 0:
+        return as_computable(x)
     half = scale_log2 // 2
     return as_computable(x) * 2.0**-half * 2.0 ** (half - scale_log2)
 
@@ -121,14 +125,24 @@ def _sum_of_squared_deviations(x: Tensor, scale_log2: int) -> float:
     for tile in _feature_tiles(x, _BLOCK_ON_HOST // 4):
         origin = _scaled(tile[:1], scale_log2)
         parts = torch.split(tile, max(1, _BLOCK_ON_HOST // tile[0].numel()))
+        if len(parts) == 1:
+            deviation = _scaled(tile, scale_log2) - origin
+            total += _sum_of_squares(deviation.sub_(deviation.mean(0, keepdim=True)))
+            continue
         mean = torch.zeros_like(origin, dtype=torch.float64)
         for part in parts:
             mean += (_scaled(part, scale_log2) - origin).sum(0, dtype=torch.float64)
         mean = (mean / samples).to(origin.dtype)
         for part in parts:
             deviation = (_scaled(part, scale_log2) - origin).sub_(mean)
-            total += float(deviation.mul_(deviation).sum(dtype=torch.float64))
+            total += _sum_of_squares(deviation)
     return total
+
+
+def _sum_of_squares(values: Tensor) -> float:
+    """Σ v² with partial sums of at most 65,536 terms in the type of the values (a dot product needs no temporary)."""
+    flat = values.reshape(-1)
+    return math.fsum(float(torch.dot(part, part)) for part in torch.split(flat, _LONGEST_DOT))
 
 
 @torch.no_grad()
