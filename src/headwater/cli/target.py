@@ -20,7 +20,7 @@ from headwater.errors import TargetError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Target", "help_text", "load_target"]
+__all__ = ["Target", "help_text", "is_path", "load_target"]
 
 _TARGET_HELP = (
     "TARGET is package.module:name or path/to/file.py:name. The name is a function without arguments (or a class, or "
@@ -84,14 +84,22 @@ def load_target(spec: str) -> Target:
         raise TargetError(f"TARGET {spec!r} names no function: {_FORM}{_offer(_names_in_source(spec), spec)}")
     if not place or not name:
         raise TargetError(f"TARGET {spec!r} is incomplete: {_FORM}")
-    module = _import_file(place, spec) if _is_path(place) else _import_module(place, spec)
+    module = _import_file(place, spec) if is_path(place) else _import_module(place, spec)
     return _understood(spec, _called(_attribute(module, name, spec), name, spec))
 
 
 # ---------------------------------------------------------------- import
 
 
-def _is_path(place: str) -> bool:
+def is_path(place: str) -> bool:
+    """Whether the first half of a TARGET names a file rather than a module.
+
+    Args:
+        place: what stands before the colon.
+
+    Returns:
+        True for ``models.py`` and ``src/models``.
+    """
     return place.endswith(".py") or "/" in place or "\\" in place
 
 

@@ -26,7 +26,7 @@ _PATTERNS = {
     "embedding": "/", "pooling": "x", "dropout": ".", "scale": "\\", "branches": "+", "reshape": "-", "other": "|",
 }  # fmt: skip
 PARTS = 24
-"""Parts of the waterfall before repeated blocks are folded: with two or three kinds each, a bar is still about 10 pixels wide. Chosen by us."""
+"""Parts of the waterfall before repeated blocks are folded: with two kinds each, bars stay 10 pixels wide. Chosen by us."""
 _LABELLED = 24  # bars with their number written on them; chosen by us
 _MARK = {Severity.CRITICAL: ("triangle-down", "vermillion"), Severity.WARNING: ("diamond", "orange"),
          Severity.INFO: ("circle", "gray")}  # fmt: skip

@@ -63,12 +63,16 @@ def build_diagnosis_document(diagnosis: Diagnosis, *, full: bool = False) -> Doc
     blocks: list[Block] = finding_cards(diagnosis) if full else finding_lines(diagnosis)
     if diagnosis.undecided:
         blocks += [Heading("Undecided", 3), Bullets(tuple(literal(note) for note in diagnosis.undecided))]
+    in_time = diagnosis.verdict in (Verdict.VANISHING_IN_TIME, Verdict.EXPLODING_IN_TIME)
+    if in_time:  # what the verdict is about comes first
+        blocks += time_blocks(profile)
     blocks += _budget_blocks(diagnosis, full)
     if full:
         blocks.append(_places_figure(diagnosis))
     if not full and profile.layers:
         blocks.append(layer_table(profile, False, LAYER_ROWS))
-    blocks += time_blocks(profile)
+    if not in_time:
+        blocks += time_blocks(profile)
     blocks.append(coverage_line(profile))
     if full:
         measured = build_profile_document(profile, full=True)

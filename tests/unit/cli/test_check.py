@@ -1,4 +1,4 @@
-"""``headwater check``: what it prints, where, and what it returns."""
+"""``headwater check``: what it measures and prints, where, and what it returns; its verdict: test_check_diagnosis.py."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ def check(*words: object) -> Result:
     return CliRunner().invoke(main, ["check", *map(str, words)])
 
 
+def measured(*words: object) -> Result:
+    return check("--profile-only", *words)
+
+
 def test_the_table_names_the_layers_and_the_coverage(models: Path) -> None:
     result = check(f"{models}:with_batch")
     assert result.exit_code == 0, result.output
@@ -72,7 +76,7 @@ def test_the_table_names_the_layers_and_the_coverage(models: Path) -> None:
 
 
 def test_json_on_stdout_is_json_alone_whatever_the_target_prints(models: Path) -> None:
-    result = check("--json", f"{models}:with_batch")
+    result = measured("--json", f"{models}:with_batch")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["schema"] == "headwater.profile"
@@ -82,7 +86,9 @@ def test_json_on_stdout_is_json_alone_whatever_the_target_prints(models: Path) -
 
 def test_files_are_written_and_the_table_is_still_shown(models: Path, tmp_path: Path) -> None:
     places = {name: tmp_path / f"out.{name}" for name in ("json", "html", "csv")}
-    result = check(f"{models}:with_batch", "--json", places["json"], "--html", places["html"], "--csv", places["csv"])
+    result = measured(
+        f"{models}:with_batch", "--json", places["json"], "--html", places["html"], "--csv", places["csv"]
+    )
     assert result.exit_code == 0, result.output
     assert "Tanh" in result.stdout
     profile = Profile.from_json(places["json"])
@@ -92,7 +98,7 @@ def test_files_are_written_and_the_table_is_still_shown(models: Path, tmp_path: 
 
 
 def test_the_inputs_of_a_bare_model_are_made_up_and_described(models: Path) -> None:
-    result = check("--json", f"{models}:mlp", "--batch", 3)
+    result = measured("--json", f"{models}:mlp", "--batch", 3)
     assert result.exit_code == 0, result.output
     assert "random inputs, from 0, a Linear: (3, 6) float32" in result.stderr
     document = json.loads(result.stdout)
@@ -101,7 +107,7 @@ def test_the_inputs_of_a_bare_model_are_made_up_and_described(models: Path) -> N
 
 
 def test_a_loss_of_the_model_replaces_inputs(models: Path) -> None:
-    result = check("--json", f"{models}:with_loss")
+    result = measured("--json", f"{models}:with_loss")
     assert json.loads(result.stdout)["loss_source"] == "loss"
 
 
@@ -113,20 +119,20 @@ def test_the_shape_can_be_given(models: Path) -> None:
 
 def test_the_seed_fixes_weights_and_inputs(models: Path) -> None:
     words = (f"{models}:mlp", "--json")
-    first, again, other = check(*words), check(*words), check(*words, "--seed", 1)
+    first, again, other = measured(*words), measured(*words), measured(*words, "--seed", 1)
     assert first.stdout == again.stdout
     assert json.loads(first.stdout)["parameters"] != json.loads(other.stdout)["parameters"]
 
 
 def test_draws_give_a_spread(models: Path) -> None:
-    document = json.loads(check(f"{models}:mlp", "--json", "--draws", 4).stdout)
+    document = json.loads(measured(f"{models}:mlp", "--json", "--draws", 4).stdout)
     assert document["draws"] == 4
     assert document["parameters"][0]["spread"]["gradient.rms"]["count"] == 4
 
 
 @pytest.mark.parametrize(("words", "training"), [((), False), (("--train",), True), (("--eval",), False)])
 def test_the_mode_is_the_targets_unless_it_is_switched(models: Path, words: tuple[str, ...], training: bool) -> None:
-    assert json.loads(check(f"{models}:mode", "--json", *words).stdout)["training"] is training
+    assert json.loads(measured(f"{models}:mode", "--json", *words).stdout)["training"] is training
 
 
 @pytest.mark.parametrize(
