@@ -9,7 +9,7 @@ from headwater.errors import HeadwaterError
 from headwater.records import Diagnosis, Finding, Profile, Severity, Statistics, Verdict
 
 if TYPE_CHECKING:
-    from headwater import testing
+    from headwater import init, testing
     from headwater._diagnose import diagnose
     from headwater._explain_init import explain_init
     from headwater._measure import measure
@@ -32,6 +32,7 @@ __all__ = [
     "diagnose",
     "explain_init",
     "gain",
+    "init",
     "measure",
     "testing",
 ]
@@ -49,8 +50,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return importlib.import_module("headwater.testing")
+    if name in ("init", "testing"):
+        return importlib.import_module(f"headwater.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'headwater' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
