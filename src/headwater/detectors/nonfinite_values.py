@@ -70,7 +70,7 @@ class NonFiniteValues:
             producer, cause = _backward_producer(profile)
         spread = [r.name for r in forward[1:]] + [r.name for r in backward if r.name != producer]
         where = [producer, *(r.name for r in backward), *(q.name for q in parameters)]
-        if loss_bad and not forward:
+        if loss_bad and not (forward or values):
             where = [profile.layers[-1].name] if profile.layers else []
             where += [q.name for q in parameters] or [r.name for r in profile.layers if r.parameters]
         yield Finding(

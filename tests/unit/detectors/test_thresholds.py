@@ -1,0 +1,400 @@
+"""Each detector just on either side of its threshold, on profiles made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from tests.profiles import deep_sigmoid, layer, parameter, profile, statistics
+
+from headwater.detectors import (
+    DeadUnits,
+    Detector,
+    ExplodingGradient,
+    ExplodingInTime,
+    LossBroadcast,
+    LossSaturation,
+    NonFiniteValues,
+    SaturatedActivation,
+    SignalCollapse,
+    StarvedWeights,
+    SymmetricUnits,
+    Underflow,
+    UpdateSize,
+    VanishingGradient,
+    VanishingInTime,
+    ZeroGradient,
+)
+from headwater.records import (
+    Finding,
+    ParameterProfile,
+    Profile,
+    SecondLook,
+    Severity,
+    Statistics,
+    TimeProfile,
+    TrunkPoint,
+    UpdateProfile,
+)
+
+
+def _one(detector: Detector, found: Profile) -> Finding | None:
+    findings = list(detector(found))
+    assert len(findings) <= 1
+    return findings[0] if findings else None
+
+
+def _severity(detector: Detector, found: Profile) -> Severity | None:
+    finding = _one(detector, found)
+    return None if finding is None else finding.severity
+
+
+def _stack(depth: int, decades_per_layer: float, width: int = 10_000) -> Profile:
+    """Linear layers only, wide enough that chance is nothing: the head and ``depth`` layers below it.
+
+    The trunk has the output of every layer; between the head's input and the first layer's output lie ``depth`` - 1
+    layers that count.
+    """
+    rows = [
+        layer(
+            str(i), "Linear", i, 1.0, statistics(10.0 ** (decades_per_layer * (depth - i))), shape=(8, width),
+            parameters=(f"{i}.weight",),
+        )
+        for i in range(depth + 1)
+    ]  # fmt: skip
+    return profile(rows, [parameter(f"{i}.weight", 1.0, fan_in=width) for i in range(depth + 1)], batch_size=8)
+
+
+# -------------------------------------------------------------------- over depth
+
+
+@pytest.mark.parametrize(
+    ("layers", "per_layer", "severity"),
+    [
+        (10, -0.19, None),  # 1.9 in all
+        (10, -0.22, Severity.WARNING),  # 2.2: beyond the warning
+        (10, -0.29, Severity.WARNING),  # 2.9
+        (10, -0.31, Severity.CRITICAL),  # 3.1: beyond the total
+        (3, -0.65, None),  # 1.95 in all, and not fast enough
+        (3, -0.72, Severity.CRITICAL),  # 2.16, fast
+        (2, -0.72, None),  # 1.44: fast, and less than the least
+        (2, -0.9, Severity.CRITICAL),
+        (30, 0.0, None),
+    ],
+)
+def test_vanishing_gradient_by_total_and_by_rate(layers: int, per_layer: float, severity: Severity | None) -> None:
+    assert _severity(VanishingGradient(), _stack(layers + 1, per_layer)) is severity
+    assert _one(ExplodingGradient(), _stack(layers + 1, per_layer)) is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "per_layer", "severity"),
+    [(10, 0.29, None), (10, 0.31, Severity.CRITICAL), (3, 0.65, None), (3, 0.72, Severity.CRITICAL), (2, 0.72, None)],
+)
+def test_exploding_gradient_is_the_mirror_image(layers: int, per_layer: float, severity: Severity | None) -> None:
+    assert _severity(ExplodingGradient(), _stack(layers + 1, per_layer)) is severity
+    assert _one(VanishingGradient(), _stack(layers + 1, per_layer)) is None
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_narrow_network_is_undecided(sign: int) -> None:
+    # 10 layers of width 4: √(5·10/4)/2/ln 10 = 0.77 decades; 3.1 is 4.0 of them, at width 1 (1.54) it is 2.0.
+    detector: Detector = VanishingGradient() if sign < 0 else ExplodingGradient()
+    decided, undecided = _one(detector, _stack(11, 0.31 * sign, 4)), _one(detector, _stack(11, 0.31 * sign, 1))
+    assert decided is not None
+    assert undecided is not None
+    assert (decided.severity, undecided.severity) == (Severity.CRITICAL, Severity.WARNING)
+    assert "undecided" in undecided.cause
+    assert "undecided" not in decided.cause
+
+
+def test_the_cause_names_both_mechanisms_with_their_numbers() -> None:
+    # Per layer (20 of them): sigmoid -0.6, weights -0.245·19/20 = -0.23.
+    finding = _one(VanishingGradient(), deep_sigmoid(20, -0.845))
+    assert finding is not None
+    assert "falls 0.84 decades per layer over 20 layers (16.7 in all" in finding.cause.replace("0.85", "0.84")
+    assert "Sigmoid's slope -0.60 per layer" in finding.cause
+    assert "the weights -0.23 per layer" in finding.cause
+    assert finding.evidence[0].value == pytest.approx(-12 - 19 * 0.245)
+    assert finding.where[0] == "0"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "severity"), [(1.1e-6, None), (0.9e-6, Severity.WARNING), (1e-15, Severity.CRITICAL)]
+)
+def test_signal_collapse_by_fraction_and_by_the_rounding_unit(fraction: float, severity: Severity | None) -> None:
+    # float32: (1.2e-7)² = 1.4e-14 is where the samples are the same number.
+    rows = [
+        layer("0", "Linear", 0, 1.0, 1.0, between_sample_fraction=0.9, parameters=("0.weight",)),
+        layer("1", "Linear", 1, 1.0, 1.0, between_sample_fraction=fraction, parameters=("1.weight",)),
+        layer("2", "Linear", 2, 1.0, 1.0, between_sample_fraction=fraction, parameters=("2.weight",)),
+    ]
+    finding = _one(SignalCollapse(), profile(rows))
+    assert (finding.severity if finding else None) is severity
+    assert finding is None or finding.where == ("1",)  # the head is not below the head
+
+
+def test_identical_samples_are_no_collapse() -> None:
+    rows = [layer(str(i), "Linear", i, 1.0, 1.0, between_sample_fraction=0.0, parameters=("w",)) for i in range(3)]
+    assert _one(SignalCollapse(), profile(rows)) is None
+
+
+@pytest.mark.parametrize(("decades", "severity"), [(3.9, None), (4.1, Severity.WARNING), (7.0, Severity.CRITICAL)])
+def test_starved_weights_by_the_distance_to_the_median(decades: float, severity: Severity | None) -> None:
+    rows = [parameter(f"{i}.weight", 1.0) for i in range(5)] + [parameter("low.weight", 10.0**-decades)]
+    finding = _one(StarvedWeights(), profile([], rows))
+    assert (finding.severity if finding else None) is severity
+    assert finding is None or finding.where == ("low.weight",)
+
+
+# -------------------------------------------------------------------- units
+
+
+@pytest.mark.parametrize(
+    ("units", "fraction", "severity"),
+    [
+        (100, 0.50, None),
+        (100, 0.60, Severity.WARNING),  # 3 sd of a fair coin over 100 units: 0.15
+        (100, 0.66, Severity.CRITICAL),
+        (10_000, 0.52, Severity.CRITICAL),  # 3 sd: 0.015
+        (9, 1.0, Severity.WARNING),  # all of them: 9 coins, less than ten
+        (10, 1.0, Severity.CRITICAL),
+    ],
+)
+def test_dead_units_beyond_chance(units: int, fraction: float, severity: Severity | None) -> None:
+    rows = [layer("act", "ReLU", 0, 1.0, 1.0, dead_fraction=fraction, unit_count=units)]
+    assert _severity(DeadUnits(), profile(rows)) is severity
+
+
+@pytest.mark.parametrize(("between", "severity"), [(0.05, Severity.WARNING), (0.5, Severity.CRITICAL)])
+def test_few_units_dead_for_many_different_samples_are_dead(between: float, severity: Severity) -> None:
+    # 4 units are off for each of 8 samples: 32 coins where the samples differ, 4 where they are alike.
+    rows = [
+        layer("fc", "Linear", 0, 1.0, 1.0, shape=(8, 4), between_sample_fraction=between),
+        layer("act", "ReLU", 1, 1.0, 1.0, shape=(8, 4), dead_fraction=1.0, unit_count=4),
+    ]
+    assert _severity(DeadUnits(), profile(rows)) is severity
+
+
+def test_units_that_came_back_are_not_dead() -> None:
+    row = layer("act", "ReLU", 0, 1.0, 1.0, dead_fraction=0.9, unit_count=100)
+    revived = SecondLook(
+        steps=3, optimizer="SGD", layers=(dataclasses.replace(row, dead_fraction=0.1),), parameters=(), loss=1.0
+    )  # fmt: skip
+    assert _severity(DeadUnits(), profile([row], second_look=revived)) is Severity.WARNING
+    still = dataclasses.replace(revived, layers=(row,))
+    assert _severity(DeadUnits(), profile([row], second_look=still)) is Severity.CRITICAL
+
+
+def test_the_saturation_promised_for_standard_normal_inputs_is_right() -> None:
+    # |x| beyond which the slope is below 5 % of its largest. tanh: 1/cosh² = 0.05 at acosh √20 = 2.178;
+    # sigmoid: σ(1-σ) = 0.0125 at 2·2.178. P(|z| > x) = erfc(x/√2).
+    limit = math.acosh(math.sqrt(20))
+    assert math.erfc(limit / math.sqrt(2)) == pytest.approx(0.03, abs=0.002)
+    assert 100 * math.erfc(2 * limit / math.sqrt(2)) == pytest.approx(0.001, abs=0.0005)
+
+
+@pytest.mark.parametrize(("fraction", "severity"), [(0.24, None), (0.26, Severity.WARNING), (0.51, Severity.CRITICAL)])
+def test_saturation_by_the_fraction_of_elements(fraction: float, severity: Severity | None) -> None:
+    rows = [layer("act", "Sigmoid", 0, 1.0, 1.0, saturated_fraction=fraction)]
+    assert _severity(SaturatedActivation(), profile(rows)) is severity
+
+
+@pytest.mark.parametrize(("copies", "found"), [(49, False), (50, True), (99, True)])
+def test_symmetric_units_from_one_half_on(copies: int, found: bool) -> None:
+    row = parameter("0.weight", 1.0, duplicate_units=copies)
+    assert (_one(SymmetricUnits(), profile([], [row])) is not None) is found
+    frozen = dataclasses.replace(row, state="frozen", gradient=None)
+    assert _one(SymmetricUnits(), profile([], [frozen])) is None
+
+
+# -------------------------------------------------------------------- values
+
+
+def _nan(count: int = 4) -> Statistics:
+    return Statistics.of([math.nan] * count)
+
+
+def test_the_first_producer_is_named_and_the_rest_passes_it_on() -> None:
+    # forward: 3 of 6 makes it, 4 and 5 pass it on
+    rows = [layer(str(i), "Linear", i, 1.0, _nan()) for i in range(6)]
+    bad = [dataclasses.replace(row, activation=_nan()) if i >= 3 else row for i, row in enumerate(rows)]
+    finding = _one(NonFiniteValues(), profile(bad, loss=math.nan))
+    assert finding is not None
+    assert finding.where[0] == "3"
+    assert "The output of 3 (Linear) is the first" in finding.cause
+    assert "5 layers pass it on" in finding.cause  # 4 and 5 forward, 0, 1 and 2 backward
+
+
+def test_the_first_producer_backward_is_the_one_nearest_the_loss() -> None:
+    # R3: injected in the backward of layer 7 of 12: ∂L/∂(output of 6) is the first, 0 to 5 pass it on
+    rows = [layer(str(i), "Linear", i, 1.0, _nan() if i < 7 else statistics(1.0)) for i in range(12)]
+    finding = _one(NonFiniteValues(), profile(rows))
+    assert finding is not None
+    assert finding.where[0] == "6"
+    assert "6 layers pass it on" in finding.cause
+    assert "the backward of" in finding.cause
+
+
+def test_a_parameter_that_holds_nan_is_the_producer() -> None:
+    row = parameter("0.weight", 1.0, value=_nan())
+    rows = [layer("0", "Linear", 0, 1.0, _nan())]
+    finding = _one(NonFiniteValues(), profile(rows, [row], loss=math.nan))
+    assert finding is not None
+    assert finding.where[0] == "0.weight"
+
+
+def _zero(name: str, **more: object) -> ParameterProfile:
+    return parameter(name, statistics(0.0), state="exact_zero", **more)
+
+
+def _look(*rows: ParameterProfile, **more: object) -> SecondLook:
+    fields = {"steps": 3, "optimizer": "SGD", "layers": (), "parameters": rows, "loss": 1.0, **more}
+    return SecondLook(**fields)  # type: ignore[arg-type]
+
+
+def test_zeros_that_stay_are_critical_and_zeros_that_go_are_information() -> None:
+    row = _zero("0.weight")
+    later = parameter("0.weight", 1.0)
+    assert _severity(ZeroGradient(), profile([], [row], second_look=_look(row))) is Severity.CRITICAL
+    assert _severity(ZeroGradient(), profile([], [row], second_look=_look(later))) is Severity.INFO
+    # with no second look nothing is certain
+    assert _severity(ZeroGradient(), profile([], [row])) is Severity.WARNING
+
+
+def test_no_gradient_is_cut_off_when_the_loss_moves_and_unused_when_it_does_not() -> None:
+    row = parameter("0.weight", None)
+    cut = _look(row, influences={"0.weight": True})
+    unused = _look(row, influences={"0.weight": False})
+    assert _severity(ZeroGradient(), profile([], [row], second_look=cut)) is Severity.CRITICAL
+    assert _severity(ZeroGradient(), profile([], [row], second_look=unused)) is Severity.INFO
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "zeros", "found"),
+    [
+        ("float16", 6e-4, 3, True),  # below 100 times 6.1e-5, three of four flushed
+        ("float16", 6e-2, 3, False),  # far above
+        ("float16", 6e-4, 1, False),  # a quarter only
+        ("float32", 6e-4, 3, False),  # float32 has room
+    ],
+)
+def test_underflow_of_half_precision(dtype: str, largest: float, zeros: int, found: bool) -> None:
+    gradient = Statistics.of([0.0] * zeros + [largest] * (4 - zeros))
+    rows = [parameter("0.weight", gradient, dtype=dtype)]
+    assert (_one(Underflow(), profile([], rows)) is not None) is found
+
+
+def test_the_underflow_state_is_enough() -> None:
+    row = parameter("0.weight", statistics(1e-40), state="underflow")
+    assert _severity(Underflow(), profile([], [row])) is Severity.CRITICAL
+
+
+# -------------------------------------------------------------------- over time
+
+
+def _times(per_step: float, steps: int, state: str = "hidden", reverse: bool = False, stack: int = 0) -> TimeProfile:
+    """The gradient changes by ``per_step`` decades per step on its way from the last step processed to the first."""
+    series = [statistics(10.0 ** (per_step * (steps - 1 - t))) for t in range(steps)]
+    ordered = tuple(series[::-1] if reverse else series)
+    return TimeProfile(layer="rnn", state=state, stack=stack, reverse=reverse, steps=ordered, exact=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("per_step", "severity"), [(-0.12, None), (-0.14, Severity.WARNING), (-0.22, None), (-0.24, Severity.CRITICAL)]
+)
+def test_vanishing_in_time_by_decades(per_step: float, severity: Severity | None, reverse: bool) -> None:
+    # 31 steps, 30 factors: 0.12 gives 3.6, 0.14 gives 4.2, 0.24 gives 7.2; 0.22 gives 6.6, which is a warning
+    expected = Severity.WARNING if per_step == -0.22 else severity
+    found = profile([], times=(_times(per_step, 31, reverse=reverse),))
+    assert _severity(VanishingInTime(), found) is expected
+    assert _one(ExplodingInTime(), found) is None
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("per_step", "found"), [(0.09, False), (0.11, True)])
+def test_exploding_in_time_by_decades(per_step: float, found: bool, reverse: bool) -> None:
+    # 30 factors: 2.7 and 3.3
+    measured = profile([], times=(_times(per_step, 31, reverse=reverse),))
+    assert (_one(ExplodingInTime(), measured) is not None) is found
+    assert _one(VanishingInTime(), measured) is None
+
+
+def test_a_state_or_a_stacked_layer_that_carries_the_gradient_is_enough() -> None:
+    fades = _times(-0.3, 31)
+    assert _one(VanishingInTime(), profile([], times=(fades,))) is not None
+    assert _one(VanishingInTime(), profile([], times=(fades, _times(-0.01, 31, "cell")))) is None
+    assert _one(VanishingInTime(), profile([], times=(fades, _times(-0.01, 31, stack=1)))) is None
+    # another direction has its own early steps
+    assert _one(VanishingInTime(), profile([], times=(fades, _times(-0.01, 31, reverse=True)))) is not None
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_too_few_steps_say_nothing(steps: int) -> None:
+    for detector in (VanishingInTime(), ExplodingInTime()):
+        assert _one(detector, profile([], times=(_times(-9.0, steps), _times(9.0, steps, "cell")))) is None
+
+
+# -------------------------------------------------------------------- loss and updates
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "dtype", "found"),
+    [
+        ((16, 1), (16,), "float32", True),
+        ((16,), (16, 1), "float32", True),
+        ((16, 3), (3,), "bfloat16", True),
+        ((16, 1), (16, 1), "float32", False),
+        ((16, 5), (16,), "int64", False),  # class indices
+        ((16, 5), (16,), "float32", False),  # does not broadcast: torch itself raises
+        (None, (16,), "float32", False),
+    ],
+)
+def test_shapes_that_broadcast(
+    output: tuple[int, ...] | None, target: tuple[int, ...], dtype: str, found: bool
+) -> None:
+    measured = profile([], output_shape=output, target_shape=target, target_dtype=dtype)
+    assert (_one(LossBroadcast(), measured) is not None) is found
+
+
+@pytest.mark.parametrize(("rms", "operation", "found"), [
+    (9.9, "NllLossBackward0", False), (10.1, "NllLossBackward0", True), (10.1, "MseLossBackward0", False),
+])  # fmt: skip
+def test_logits_that_saturate_the_loss(rms: float, operation: str, found: bool) -> None:
+    rows = [layer("head", "Linear", 0, rms, 1.0, parameters=("head.weight",))]
+    loss = TrunkPoint(order=1, operation=operation, kind="loss", layer=None, next_layer=None, gradient=statistics(1.0))
+    assert (_one(LossSaturation(), profile(rows, trunk=(loss,))) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("ratio", "gradient", "eps", "defects"),
+    [
+        (0.49, 1.0, None, []),
+        (0.51, 1.0, None, ["updates as large as the weights"]),
+        (1e-7, 1.0, None, []),
+        (5e-8, 1.0, None, ["updates below rounding"]),
+        (5e-8, 0.0, None, []),  # no gradient: not a matter of the step
+        (1e-3, 1.1e-8, 1e-8, []),
+        (1e-3, 0.9e-8, 1e-8, ["eps dominates the step"]),
+        (None, 1.0, None, []),  # a weight that starts at zero
+    ],
+)
+def test_update_sizes(ratio: float | None, gradient: float, eps: float | None, defects: list[str]) -> None:
+    update = UpdateProfile(
+        name="0.weight", optimizer="Adam", learning_rate=1e-3, epsilon=eps, update_ratio=ratio, gradient_rms=gradient
+    )  # fmt: skip
+    row = parameter("0.weight", 1.0)
+    found = profile([], [row], second_look=_look(row, updates=(update,)))
+    assert [f.defect for f in UpdateSize()(found)] == defects
+
+
+def test_parameters_and_optimizer_that_do_not_match_are_listed() -> None:
+    row = parameter("0.weight", 1.0)
+    look = _look(row, unassigned=("0.weight",), frozen_in_optimizer=("1.weight",))
+    findings = {f.defect: f for f in UpdateSize()(profile([], [row], second_look=look))}
+    assert findings["parameters in no optimizer group"].where == ("0.weight",)
+    assert findings["parameters in no optimizer group"].severity is Severity.WARNING
+    assert findings["frozen parameters in the optimizer"].where == ("1.weight",)
+    assert findings["frozen parameters in the optimizer"].severity is Severity.INFO
