@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,7 +14,26 @@ from headwater.capture.tensors import tensors_in
 from headwater.errors import InputError, NothingObservedError
 from headwater.records.profile import LossSource
 
-__all__ = ["LossRun"]
+__all__ = ["LossRun", "probe_seed"]
+
+_PROBE_SEED: ContextVar[int] = ContextVar("headwater_probe_seed", default=0)
+
+
+@contextlib.contextmanager
+def probe_seed(seed: int) -> Iterator[None]:
+    """Probe outputs with another cotangent than the usual one: for repeating a diagnosis without a loss.
+
+    Args:
+        seed: of the Gaussian cotangent; 0 is the usual one.
+
+    Yields:
+        Nothing.
+    """
+    token = _PROBE_SEED.set(seed)
+    try:
+        yield
+    finally:
+        _PROBE_SEED.reset(token)
 
 
 class LossRun:
@@ -34,6 +55,7 @@ class LossRun:
     ) -> None:
         self.inputs, self.targets, self.loss_fn, self.loss = inputs, targets, loss_fn, loss
         self.source: LossSource = "loss" if loss is not None else "loss_fn"
+        self.probe_seed = _PROBE_SEED.get()  # once: every run, on the model and on copies, has the same cotangent
         first = next((t for _, t in tensors_in(inputs)), None)
         self.batch_size = first.shape[0] if first is not None and first.dim() > 0 else None
         target = [t for _, t in tensors_in(targets)]
@@ -45,6 +67,9 @@ class LossRun:
         """The loss of ``model``; raises ``InputError`` for an output without a floating-point tensor."""
         if self.loss is not None:
             return self.loss(model)
+        if self.loss_fn is None and not torch.is_grad_enabled():
+            with torch.enable_grad():  # the probe is over the outputs that are differentiable: autograd must be on
+                return self(model)
         if isinstance(self.inputs, Mapping):
             output = model(**self.inputs)
         elif isinstance(self.inputs, tuple) and not hasattr(self.inputs, "_fields"):
@@ -65,16 +90,16 @@ class LossRun:
             self.source = "model"
             return own
         self.source = "probe"
-        return _probe([t for _, t in tensors if t.requires_grad])
+        return _probe([t for _, t in tensors if t.requires_grad], self.probe_seed)
 
 
-def _probe(outputs: Sequence[Tensor]) -> Tensor:
+def _probe(outputs: Sequence[Tensor], seed: int) -> Tensor:
     """Σ output · cotangent with a fixed-seed Gaussian cotangent of unit variance: ∂L/∂output is that cotangent."""
     if not outputs:
         raise NothingObservedError(
             "no output depends on a trainable parameter. Is the output detached, or computed under torch.no_grad()?"
         )
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), device=outputs[0].device)
     for output in outputs:
         real = torch.view_as_real(output) if output.is_complex() else output
