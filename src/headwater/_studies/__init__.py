@@ -15,7 +15,8 @@ from headwater._studies.findings import find
 from headwater._studies.observations import observe
 from headwater._studies.raw_matrices import ZeroCensus, matrix_views, one_run, zero_census
 from headwater._studies.run import Progress, StudyRun, run_variants
-from headwater._studies.tables import gain_comparison, grid_table, rules_table, shortcut_gain_table, underflow_table
+from headwater._studies.tables import gain_comparison, grid_table, rules_table, shortcut_gain_table
+from headwater._studies.underflow import underflow_table
 from headwater.records.study import MatrixView, Observation, StudyResult, StudyTable
 from headwater.studies import Study, study
 from headwater.studies.activations import Activation, activation_name

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from headwater._studies.depth_answers import DEPTH_ANSWERS
 from headwater._studies.evidence import Evidence
+from headwater._studies.verdict_answers import VERDICT_ANSWERS
 from headwater._studies.weight_answers import WEIGHT_ANSWERS
 from headwater.records.study import Answer
 
 __all__ = ["compose"]
 
-_COMPOSERS = {**DEPTH_ANSWERS, **WEIGHT_ANSWERS}
+_COMPOSERS = {**VERDICT_ANSWERS, **DEPTH_ANSWERS, **WEIGHT_ANSWERS}
 
 
 def compose(evidence: Evidence) -> tuple[Answer, ...]:

@@ -8,6 +8,8 @@ import torch
 
 from headwater._studies.run import StudyRun, VariantRun
 from headwater._studies.words import signed
+from headwater.detectors import LossBroadcast
+from headwater.records import Finding
 from headwater.records.study import StudyFinding
 from headwater.studies import LOSSES
 
@@ -15,13 +17,13 @@ __all__ = ["find"]
 
 
 def find(run: StudyRun) -> tuple[StudyFinding, ...]:
-    """Everything worth a warning.
+    """What concerns the study as a whole.
 
     Args:
         run: the study, run.
 
     Returns:
-        A loss that broadcasts, and published figures outside their ensemble.
+        A loss that broadcasts, as the detector found it, and published figures outside their ensemble.
     """
     found = _broadcasts(run)
     for one in run:
@@ -30,40 +32,48 @@ def find(run: StudyRun) -> tuple[StudyFinding, ...]:
             found.append(
                 StudyFinding(
                     code="published-outside",
+                    defect="published figures outside",
                     text=f"{one.variant.title}: the published figures of {', '.join(outside)} are not reproduced.",
-                    where=one.variant.name,
+                    where=(one.variant.name,),
                 )
             )
     return tuple(found)
 
 
 def _broadcasts(run: StudyRun) -> list[StudyFinding]:
-    """One finding per pair of shapes, however many networks share it."""
-    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[VariantRun]] = {}
+    """The detector's finding with what it does to this study: one per sentence, however many networks share it."""
+    groups: dict[str, tuple[Finding, list[VariantRun]]] = {}
     for one in run:
-        output, target = one.result.profile.output_shape, one.result.profile.target_shape
-        if output is not None and target is not None and output != target and run.study.loss != "summed_output":
-            groups.setdefault((output, target), []).append(one)
-    found = []
-    for (output, target), members in groups.items():
-        joined = tuple(torch.broadcast_shapes(output, target))
-        warned = any(one.result.profile.warnings for one in members)
-        text = (
-            f"The output is {_shape(output)} and the target {_shape(target)}, so the loss is taken over "
-            f"{_shape(joined)}: {math.prod(joined):,} terms for {math.prod(target):,} target"
-            f"{'s' * (math.prod(target) > 1)}. {'That is only a warning of torch.' if warned else 'Nothing warns.'}"
+        for finding in one.result.findings:
+            if finding.code == LossBroadcast.code:
+                groups.setdefault(finding.cause, (finding, []))[1].append(one)
+    return [
+        StudyFinding(
+            code=finding.code,
+            defect=finding.defect,
+            text=f"{finding.cause} {_consequence(run, members)} {finding.advice}",
+            where=tuple(one.variant.name for one in members),
         )
-        if math.prod(target) == math.prod(output):
-            text += (
-                " Every prediction is compared with every target, so the loss is lowest where all predictions are the "
-                f"mean of the targets. {_intended(run, members, output)}"
-            )
-        else:
-            text += f" All {math.prod(output)} outputs are pulled towards the same target."
-        found.append(
-            StudyFinding(code="loss-broadcasts", text=text, where=", ".join(one.variant.name for one in members))
-        )
-    return found
+        for finding, members in groups.values()
+    ]
+
+
+def _consequence(run: StudyRun, members: list[VariantRun]) -> str:
+    """How many terms the loss has, whether anything says so, and what it does to the gradient."""
+    profile = members[0].result.profile
+    output, target = profile.output_shape or (), profile.target_shape or ()
+    joined = tuple(torch.broadcast_shapes(output, target))
+    warned = any(one.result.profile.warnings for one in members)
+    text = (
+        f"The loss is taken over {_shape(joined)}: {math.prod(joined):,} terms for {math.prod(target):,} target"
+        f"{'s' * (math.prod(target) > 1)}. {'That is only a warning of torch.' if warned else 'Nothing warns.'}"
+    )
+    if math.prod(target) != math.prod(output):
+        return f"{text} All {math.prod(output)} outputs are pulled towards the same target."
+    return (
+        f"{text} The loss is lowest where all predictions are the mean of the targets. "
+        f"{_intended(run, members, output)}"
+    )
 
 
 def _intended(run: StudyRun, members: list[VariantRun], output: tuple[int, ...]) -> str:

@@ -1,23 +1,22 @@
-"""One engine for every study: build, measure, draw the ensemble, fit the rates, compose the answers."""
+"""One engine for every study: build, diagnose, draw the ensemble, fit the rates."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from headwater._measure import measure
 from headwater._studies.ensemble import Ensemble, draw_ensemble
 from headwater._studies.shortcut_grid import GridCell, run_grid
 from headwater._studies.trends import WideTheory, curve, split, trends, wide_theory
+from headwater._studies.verdicts import FURTHER, Diagnosed, diagnose_all, further_verdicts
 from headwater.errors import StudyError
 from headwater.records import Profile
 from headwater.records.study import PrintedFigure, VariantResult
-from headwater.studies import LOSSES, Study, Variant, build
+from headwater.studies import LOSSES, Study, Variant
 from headwater.studies.activations import activation_name
 
 __all__ = ["Progress", "StudyRun", "VariantRun", "run_variants"]
@@ -84,7 +83,7 @@ class StudyRun:
 
 
 def run_variants(study: Study, *, seed: int, draws: int, progress: Progress | None = None) -> StudyRun:
-    """Measure every network of a study once and draw its ensemble.
+    """Diagnose every network of a study once, and some further ones; draw its ensemble.
 
     Args:
         study: what to run.
@@ -101,11 +100,12 @@ def run_variants(study: Study, *, seed: int, draws: int, progress: Progress | No
     if draws < 2:
         raise StudyError(f"an interval needs 2 draws or more, got {draws}")
     grid_steps = len(study.grid.widths) * len(study.grid.initializations) * study.grid.draws if study.grid else 0
-    meter = _Meter(progress, study.name, len(study.variants) * draws + grid_steps)
-    measured = _measure_all(study, seed)
+    further = min(draws, FURTHER)
+    meter = _Meter(progress, study.name, len(study.variants) * (draws + further) + grid_steps)
+    measured = diagnose_all(study, seed)
     runs: dict[str, VariantRun] = {}
     for variant in study:
-        model, x, y, profile = measured[variant.name]
+        found = measured[variant.name]
         network = variant.network
         ensemble = draw_ensemble(
             network,
@@ -119,24 +119,12 @@ def run_variants(study: Study, *, seed: int, draws: int, progress: Progress | No
             advance=meter.advance,
         )
         theory = wide_theory(network, variant.data)
-        result = _result(study, variant, profile, ensemble, theory, seed)
-        runs[variant.name] = VariantRun(variant, result, ensemble, theory, model, x, y)
+        # another seed than the measured run's, so that "further" networks are none of those measured
+        verdicts = further_verdicts(study, variant, seed=seed + 1, count=further, advance=meter.advance)
+        result = _result(study, variant, found, ensemble, theory, seed, verdicts)
+        runs[variant.name] = VariantRun(variant, result, ensemble, theory, found.model, found.inputs, found.targets)
     cells = tuple(run_grid(study.grid, seed, meter.advance)) if study.grid else ()
     return StudyRun(study, seed, draws, runs, cells)
-
-
-def _measure_all(study: Study, seed: int) -> dict[str, tuple[nn.Module, Tensor, Tensor, Profile]]:
-    found = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for variant in study:
-            model = build(variant.network)
-            x, y = variant.data.draw(variant.network.sizes[0], variant.network.sizes[-1])
-            with warnings.catch_warnings():
-                # the profile keeps the warning; it becomes a finding, not noise on the terminal
-                warnings.filterwarnings("ignore", message="Using a target size")
-                found[variant.name] = (model, x, y, measure(model, x, y, LOSSES[study.loss][0]))
-    return found
 
 
 class _Meter:
@@ -150,9 +138,10 @@ class _Meter:
 
 
 def _result(
-    study: Study, variant: Variant, profile: Profile, ensemble: Ensemble, theory: WideTheory | None, seed: int
-) -> VariantResult:
-    network = variant.network
+    study: Study, variant: Variant, found: Diagnosed, ensemble: Ensemble, theory: WideTheory | None, seed: int,
+    further: Mapping[str, int],
+) -> VariantResult:  # fmt: skip
+    network, diagnosis = variant.network, found.diagnosis
     names = network.layer_names
     parts = split(network, ensemble)
     return VariantResult(
@@ -163,8 +152,8 @@ def _result(
         activation=activation_name(network.activation),
         initialization=network.initialization,
         sizes=network.sizes,
-        figures=_figures(study, variant, profile, ensemble, seed),
-        profile=profile,
+        figures=_figures(study, variant, diagnosis.profile, ensemble, seed),
+        profile=diagnosis.profile,
         trends=trends(network, ensemble, theory),
         curves=(
             curve("∂L/∂h", names, ensemble.preactivation_gradient),
@@ -174,6 +163,10 @@ def _result(
         slope_decades=parts[0] if parts else None,
         weight_decades=parts[1] if parts else None,
         zero_fraction=float(ensemble.zero_fraction.mean()),
+        verdict=diagnosis.verdict,
+        findings=diagnosis.findings,
+        undecided=diagnosis.undecided,
+        further_verdicts=further,
     )
 
 

@@ -1,93 +1,19 @@
-"""The tables that belong to one study: underflow depths, gains, variance rules, shortcuts."""
+"""The tables that belong to one study: gains, variance rules, shortcuts."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 
-from headwater._studies.ensemble import draw_ensemble
-from headwater._studies.run import StudyRun, VariantRun
+from headwater._studies.run import StudyRun
 from headwater._studies.trends import interval_of_mean
 from headwater._studies.words import decades, percent, signed
 from headwater.records.study import Cell, StudyTable
 from headwater.studies import INITIALIZATIONS, Initialization
-from headwater.theory.finite_width import underflow_depth
 from headwater.theory.gain import gain, gain_table, torch_gain
 
-__all__ = ["gain_comparison", "grid_table", "rules_table", "shortcut_gain_table", "underflow_table", "zero_depth"]
-
-_DTYPES = (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
-_UNDERFLOW_DRAWS = 8  # networks per depth, 10,000 weight-gradient elements each; chosen by us
-
-
-def underflow_table(one: VariantRun, loss: str, statistic: str, seed: int) -> StudyTable | None:
-    """The depth at which the first layer's gradient leaves each number format: predicted, and tried.
-
-    Args:
-        one: a network whose gradient falls.
-        loss: a key of :data:`headwater.studies.LOSSES`.
-        statistic: what the study prints.
-        seed: of the trial.
-
-    Returns:
-        The table; None where the gradient does not fall.
-    """
-    trend = one.result.trend("∂L/∂W")
-    if trend is None or trend.high >= 0.0:
-        return None
-    per_layer = trend.decades_per_layer
-    depth = one.variant.network.hidden
-    # the line through the ensemble, continued: layer 1 of a network of depth d has 10^(first + rate · (d − depth))
-    first = float(one.ensemble.statistic[:, 0].median())
-    at_zero = first - per_layer * depth
-    rows: list[tuple[Cell, ...]] = []
-    for name, dtype in _DTYPES:
-        normal = underflow_depth(per_layer, dtype, start=10.0**at_zero, limit="normal")
-        zero = underflow_depth(per_layer, dtype, start=10.0**at_zero, limit="subnormal")
-        tried = zero_depth(one, loss, statistic, dtype, round(zero), seed)
-        rows.append((name, float(torch.finfo(dtype).tiny), math.ceil(normal), math.ceil(zero), tried))
-    fp16 = rows[-1]
-    return StudyTable(
-        title="Depth at which the first layer's gradient leaves the number format",
-        columns=(
-            "format",
-            "smallest\nnormal number",
-            "mean |∂L/∂W₁| below it\nfrom layer (predicted)",
-            "rounds to 0 from\nlayer (predicted)",
-            "half of ∂L/∂W₁ is 0\nfrom layer (run)",
-        ),
-        rows=tuple(rows),
-        reading=f"In fp32 precision is lost from {rows[0][2]} layers on and the typical element is zero from "
-        f"{rows[0][3]}; in fp16 from {fp16[2]} and {fp16[3]} (networks of that depth, run in that format: "
-        f"{rows[0][4]} and {fp16[4]}).",
-    )
-
-
-def zero_depth(one: VariantRun, loss: str, statistic: str, dtype: torch.dtype, guess: int, seed: int) -> int | None:
-    """The smallest depth near a guess at which at least half of ∂L/∂W₁ is exactly zero, by running the networks.
-
-    Args:
-        one: the network to deepen.
-        loss: a key of :data:`headwater.studies.LOSSES`.
-        statistic: what the study prints.
-        dtype: of weights, activations and gradients.
-        guess: where to look.
-        seed: of the draws.
-
-    Returns:
-        Hidden layers; None when it is not within four of the guess.
-    """
-    for hidden in range(max(1, guess - 4), guess + 5):
-        network = replace(one.variant.network, hidden=hidden)
-        ensemble = draw_ensemble(
-            network, one.variant.data, loss=loss, statistic=statistic, printed=network.weight_names[:1],
-            draws=_UNDERFLOW_DRAWS, seed=seed, dtype=dtype,
-        )  # fmt: skip
-        if float(ensemble.zero_fraction[:, 0].mean()) >= 0.5:
-            return hidden
-    return None
+__all__ = ["gain_comparison", "grid_table", "rules_table", "shortcut_gain_table"]
 
 
 def shortcut_gain_table(run: StudyRun) -> StudyTable | None:

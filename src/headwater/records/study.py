@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from headwater.records.budget import gradient_budget
+from headwater.records.diagnosis import Diagnosis
 from headwater.records.display import Displayed
+from headwater.records.finding import Finding, Verdict
 from headwater.records.json_codec import decode, encode, read_document, write_document
 from headwater.records.profile import Profile
+from headwater.records.study_views import Cell, Chart, MatrixView, Series, StudyTable
 
 __all__ = [
     "Answer",
@@ -29,9 +33,6 @@ __all__ = [
 
 SCHEMA = "headwater.study"
 SCHEMA_VERSION = 1
-
-Cell = int | float | str | None
-"""One cell of a table: None is "does not apply"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,10 @@ class VariantResult:
         slope_decades: mean over draws and layers of what the activation's slope takes from ∂L/∂h per layer (log10).
         weight_decades: the same for the multiplication by the weights; the two add up to the end-to-end rate.
         zero_fraction: mean share of weight-gradient elements that are exactly zero, over the ensemble.
+        verdict: what :func:`headwater.diagnose` calls the network of this run.
+        findings: what that rests on, worst first.
+        undecided: what one measurement could not settle, in words.
+        further_verdicts: how many of the networks drawn after this run get which verdict, the most frequent first.
     """
 
     name: str
@@ -146,97 +151,25 @@ class VariantResult:
     slope_decades: float | None
     weight_decades: float | None
     zero_fraction: float
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    undecided: tuple[str, ...]
+    further_verdicts: Mapping[str, int]
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """The diagnosis of this run, with its gradient budget."""
+        return Diagnosis(
+            verdict=self.verdict,
+            findings=self.findings,
+            budget=gradient_budget(self.profile),
+            profile=self.profile,
+            undecided=self.undecided,
+        )
 
     def trend(self, quantity: str) -> Trend | None:
         """The trend of one quantity, or None when no draw gave one."""
         return next((t for t in self.trends if t.quantity == quantity), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyTable:
-    """A table that belongs to one study.
-
-    Attributes:
-        title: what it shows.
-        columns: headings, with units.
-        rows: cells in the order of the columns.
-        reading: one sentence that reads it, from its numbers.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    reading: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """One line of a chart.
-
-    Attributes:
-        name: for the legend.
-        x: positions, such as layer numbers.
-        y: values; None leaves a gap.
-        hover: one text per point, or empty.
-        dashed: whether it is drawn dashed (references, published figures).
-        low: lower edge of a band around the line, or empty.
-        high: upper edge.
-    """
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float | None, ...]
-    hover: tuple[str, ...] = ()
-    dashed: bool = False
-    low: tuple[float | None, ...] = ()
-    high: tuple[float | None, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """A line chart that belongs to one study.
-
-    Attributes:
-        title: what it shows.
-        x_title: with unit.
-        y_title: with unit.
-        series: the lines.
-        log_y: whether the y axis is logarithmic.
-        log_x: whether the x axis is logarithmic.
-        reading: one sentence that reads it, from its numbers.
-    """
-
-    title: str
-    x_title: str
-    y_title: str
-    series: tuple[Series, ...]
-    log_y: bool = True
-    log_x: bool = False
-    reading: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MatrixView:
-    """A weight matrix beside its gradient, every exact zero explained.
-
-    Attributes:
-        variant: which network.
-        parameter: which matrix.
-        rows_are: what a row is: ``input units`` or ``output units``.
-        weight: the elements.
-        gradient: ∂L/∂weight, same shape.
-        reasons: same shape; empty where the gradient is not zero, else ``column``, ``row``, ``no path``,
-            ``disjoint`` or ``underflow``.
-        explanation: the zeros of this matrix in words.
-    """
-
-    variant: str
-    parameter: str
-    rows_are: Literal["input units", "output units"]
-    weight: tuple[tuple[float, ...], ...]
-    gradient: tuple[tuple[float, ...], ...]
-    reasons: tuple[tuple[str, ...], ...]
-    explanation: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,17 +214,19 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyFinding:
-    """Something the study shows that its printout does not.
+    """Something that concerns the study as a whole and that its printout does not show.
 
     Attributes:
-        code: stable, such as ``loss-broadcasts``.
+        code: stable: a detector's, such as ``HW502``, or ``published-outside``.
+        defect: its name in a few words.
         text: what it is, with its evidence.
-        where: which variant or parameters.
+        where: names of the networks that have it.
     """
 
     code: str
+    defect: str
     text: str
-    where: str
+    where: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

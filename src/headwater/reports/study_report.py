@@ -11,6 +11,7 @@ from headwater.records.study import (
     MatrixView,
     Observation,
     PrintedFigure,
+    StudyFinding,
     StudyResult,
     StudyTable,
     VariantResult,
@@ -24,14 +25,17 @@ from headwater.reports.document import (
     Column,
     Document,
     Figure,
+    Heading,
     Paragraph,
     Section,
     Table,
     Template,
     Tone,
 )
+from headwater.reports.marks import literal
 from headwater.reports.notation import percent, power, scientific
 from headwater.reports.profile_tables import layer_table
+from headwater.reports.study_verdicts import verdict_blocks, verdict_lines, verdict_sentence
 
 __all__ = ["Matrices", "build_study_document"]
 
@@ -62,8 +66,9 @@ def build_study_document(result: StudyResult, *, full: bool = False, matrices: M
     """
     blocks: list[Block] = [Paragraph(f"{result.question} ({result.source})", "muted")]
     if full:
-        blocks += [Callout(f.text, "warning", _finding_title(f.code)) for f in result.findings]
-        blocks += _answers(result)
+        blocks += _common_findings(result)
+        blocks += verdict_blocks(result)
+        blocks += [Heading("Answers"), *_answers(result)]
         blocks += [_figure(result, chart) for chart in result.charts]
         blocks += [_variant_table(result, variant) for variant in result.variants]
         blocks += [_own_table(table) for table in result.tables]
@@ -81,12 +86,12 @@ def build_study_document(result: StudyResult, *, full: bool = False, matrices: M
         if result.observations:
             blocks.append(_observation_table(result.observations, full=False))
         blocks += _matrix_blocks(result, matrices)
-        blocks += _answers(result)
-        blocks += [Callout(f.text, "warning", _finding_title(f.code)) for f in result.findings]
+        blocks += [*verdict_lines(result), Heading("Answers", 3), *_answers(result)]
+        blocks += _common_findings(result)
     return Document(
         title=f"{result.name}: {result.title}",
         blocks=tuple(blocks),
-        summary=_verdict(result),
+        summary=_summary(result),
         facts=_facts(result),
     )
 
@@ -102,8 +107,13 @@ def _facts(result: StudyResult) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def _finding_title(code: str) -> str:
-    return code.replace("-", " ").capitalize()
+def _common_findings(result: StudyResult) -> list[Block]:
+    return [Callout(literal(f.text), "warning", _finding_title(f)) for f in result.findings]
+
+
+def _finding_title(finding: StudyFinding) -> str:
+    name = f"{finding.code} " if finding.code.startswith("HW") else ""
+    return f"{name}{finding.defect}" if name else finding.defect.capitalize()
 
 
 def _trend_words(variant: VariantResult) -> str | None:
@@ -114,12 +124,15 @@ def _trend_words(variant: VariantResult) -> str | None:
     return f"{variant.title} {sign}{abs(trend.decades_per_layer):.2f}"
 
 
-def _verdict(result: StudyResult) -> str:
-    """One sentence: the rate of every network."""
+def _summary(result: StudyResult) -> str:
+    """The verdict of every network, and its rate."""
     parts = [words for variant in result.variants if (words := _trend_words(variant)) is not None]
     if not parts:
-        return "No network of this study has a gradient in every hidden layer."
-    return f"Decades per layer that ∂L/∂h gains or loses on its way to the input: {'; '.join(parts)}."
+        return f"{verdict_sentence(result)} No network of this study has a gradient in every hidden layer."
+    return (
+        f"{verdict_sentence(result)} Decades per layer that ∂L/∂h gains or loses on its way to the input: "
+        f"{'; '.join(parts)}."
+    )
 
 
 def _answers(result: StudyResult) -> list[Block]:

@@ -12,6 +12,8 @@ from headwater.studies.study import Question, ShortcutGrid, Study, Variant
 
 __all__ = ["CLASSICS", "study"]
 
+_WHY = Question(key="why", text="What is wrong with these networks, and why?")
+
 DEEP_SIGMOID = Study(
     name="deep-sigmoid",
     title="Gradients vanish in a deep sigmoid network",
@@ -36,13 +38,20 @@ DEEP_SIGMOID = Study(
     statistic="mean_abs",
     printed="hidden_weights",
     questions=(
+        Question(key="why", text="What is wrong with this network, and why?"),
         Question(key="rate", text="How fast does the gradient vanish, and how sure is that?"),
         Question(key="cause", text="How much of it comes from the sigmoid's slope and how much from the weights?"),
         Question(key="hidden_by_format", text="Are the gradients that print as 0.0000000000 zero?"),
         Question(key="underflow", text="At what depth would they really become zero?"),
     ),
     extras=("underflow",),
-    notes=("The output layer's gradient is not printed; it is in the full profile.",),
+    notes=(
+        "The output layer's gradient is not printed; it is in the full profile.",
+        "A gradient below the smallest normal number survives as a subnormal one, with ever fewer digits, unless the "
+        "machine flushes those to zero. x86 processors with AVX512-BF16 do so in products of bf16 matrices, whatever "
+        "the floating-point mode (VDPBF16PS in Intel's manual); there bf16 ends with its smallest normal number. The "
+        "table tries this machine and says which of the two it is.",
+    ),
 )  # fmt: skip
 
 _SHORTCUT = Network(
@@ -76,6 +85,7 @@ SHORTCUT = Study(
     printed="weights",
     published_seed=123,
     questions=(
+        _WHY,
         Question(key="shortcut_gain", text="How much does the shortcut gain, over many seeds rather than one?"),
         Question(key="shortcut_depth", text="Does it still help at useful widths and depths?"),
         Question(key="shortcut_scale", text="Does a shortcut need a scale?"),
@@ -115,6 +125,7 @@ ACTIVATION_AND_INIT = Study(
     statistic="mean_abs",
     printed="weights",
     questions=(
+        _WHY,
         Question(key="weights_alone", text="Can weights alone make a gradient vanish, without any activation?"),
         Question(key="cancellation", text="Do flat weight gradients mean that the gradient gets through?"),
     ),
@@ -143,6 +154,7 @@ RAW_WEIGHTS = Study(
     statistic="mean_abs",
     printed="weights",
     questions=(
+        _WHY,
         Question(key="explode_or_vanish", text="Do the gradients explode or vanish?"),
         Question(key="why_tanh", text="Why does tanh not vanish, although its slope is at most 1?"),
         Question(key="zero_explained", text="What makes an element of a weight gradient exactly zero?"),
@@ -214,6 +226,7 @@ INIT_STRATEGIES = Study(
     statistic="l2_norm",
     printed="all",
     questions=(
+        _WHY,
         Question(key="pattern", text="What is the pattern, and where is vanishing evident?"),
         Question(key="why_sigmoid", text="Why does sigmoid cause it?"),
         Question(key="what_relu_changes", text="What changes with ReLU or LeakyReLU?"),

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from headwater._studies import demo, run_study
+from headwater._studies.underflow import flushes_subnormals
 from headwater._studies.words import decades, factor, hides_its_signal, moves, percent, power, rate, signed
 from headwater.cli.demo import command
 from headwater.errors import HeadwaterError, RecordError, StudyError
@@ -78,11 +79,9 @@ def test_relu_hides_its_falling_signal_and_sigmoid_does_not(results: dict[str, S
 def test_the_same_question_is_answered_otherwise_for_networks_that_keep_the_gradient() -> None:
     described = study("activation-and-init").varied(init="kaiming_normal")
     relu = run_study(replace(described, variants=described.variants[2:]), draws=30)  # He and ReLU: nothing is lost
-    assert answers(relu) == {
-        "Do flat weight gradients mean that the gradient gets through?": (
-            "In these networks the weight gradients show what ∂L/∂h does: nothing cancels."
-        )
-    }
+    assert answers(relu)["Do flat weight gradients mean that the gradient gets through?"] == (
+        "In these networks the weight gradients show what ∂L/∂h does: nothing cancels."
+    )
     linear = run_study(replace(described, variants=described.variants[1:2]), draws=30)  # √2 per layer: it grows
     text = answers(linear)["Can weights alone make a gradient vanish, without any activation?"]
     assert text.startswith("Not here.")
@@ -92,7 +91,7 @@ def test_the_same_question_is_answered_otherwise_for_networks_that_keep_the_grad
 def test_the_exercise_is_answered_with_the_measured_rates(results: dict[str, StudyResult]) -> None:
     result = results["init-strategies"]
     text = answers(result)
-    assert len(text) == 4
+    assert len(text) == 5  # what is wrong, and the exercise's four
     for variant in result.variants:
         found = variant.trend("∂L/∂h")
         assert found is not None
@@ -116,17 +115,6 @@ def test_weights_and_biases_are_drawn_apart(results: dict[str, StudyResult]) -> 
     assert charts[1].series[0].y == tuple(f.value for f in first.figures[1::2])
     assert charts[0].series[1].dashed
     assert charts[0].series[1].y == tuple(f.published for f in first.figures[::2])
-
-
-def test_a_loss_that_broadcasts_is_a_finding(results: dict[str, StudyResult]) -> None:
-    (found,) = results["shortcut"].findings
-    assert (found.code, found.where) == ("loss-broadcasts", "with")
-    assert "output is (1, 3) and the target (1, 1)" in found.text
-    assert "only a warning of torch" in found.text
-    (found,) = results["raw-weights"].findings
-    assert "(100, 100): 10,000 terms for 100 targets. Nothing warns" in found.text
-    assert results["init-strategies"].findings == ()
-    assert results["activation-and-init"].findings == ()
 
 
 def test_every_observation_has_a_statistic_an_interval_and_an_outcome(results: dict[str, StudyResult]) -> None:
@@ -169,16 +157,28 @@ def test_a_gradient_that_does_not_fall_has_no_underflow_depth() -> None:
     assert "does not fall" in answers(result)["At what depth would they really become zero?"]
 
 
-def test_the_underflow_depth_is_where_the_first_gradient_becomes_zero() -> None:
-    result = demo("deep-sigmoid", draws=30, width=30)
+@pytest.mark.parametrize("width", [8, 30, 100])
+def test_the_underflow_depth_is_where_the_first_gradient_becomes_zero(width: int) -> None:
+    # Products of 8 × 8 matrices keep subnormal bf16 numbers everywhere; those of 100 × 100 depend on the processor.
+    result = demo("deep-sigmoid", draws=30, width=width)
     rows = {row[0]: row for row in result.tables[0].rows}
     # 16-bit floats end 31 decades before 32-bit ones: at 0.85 decades per layer, some 40 layers earlier
-    for name in ("fp32", "fp16"):
-        predicted, tried = rows[name][3], rows[name][4]
+    for row in rows.values():
+        predicted, tried = row[4], row[5]
         assert isinstance(predicted, int)
         assert isinstance(tried, int)
-        assert abs(predicted - tried) <= 2
-    assert int(rows["fp32"][3] or 0) - int(rows["fp16"][3] or 0) > 35
+        assert abs(predicted - tried) <= (4 if width == 8 else 2)  # 8 units wander by chance
+    assert int(rows["fp32"][4] or 0) - int(rows["fp16"][4] or 0) > 35
+    flushed = flushes_subnormals(torch.bfloat16, width)
+    assert (rows["bf16"][3], rows["bf16"][4] == rows["bf16"][2]) == ("flushed" if flushed else "kept", flushed)
+    assert ("flush subnormal bf16" in result.tables[0].reading) == flushed
+
+
+def test_formats_other_than_bf16_keep_their_subnormal_numbers() -> None:
+    # 2⁻¹²⁸ and 2⁻¹⁶ are powers of two: times 1 they must come back as they are
+    assert not flushes_subnormals(torch.float32, 100)
+    assert not flushes_subnormals(torch.float16, 100)
+    assert not flushes_subnormals(torch.float64, 100)
 
 
 def test_the_gain_of_the_shortcut_is_over_the_same_weights(results: dict[str, StudyResult]) -> None:
