@@ -55,8 +55,9 @@ def critical_(
 
     - Nothing elementwise follows (heads, projections, the value and output of attention): σ_w² = 1, bias 0.
     - A normalisation gives the layer its input: the input has second moment 1, so q = σ_w² + σ_b².
-    - No critical point, or one that the signal runs away from (GELU, SiLU, Mish without a bias): the σ_w² that keeps the
-      gradient at q = 1, and the plan says so. A bias variance of 0.05 gives these a stable point.
+    - No critical point, or without a bias one that the signal runs away from (GELU, SiLU, Mish): the σ_w² that keeps the
+      gradient at q = 1, and the plan says so. GELU and Mish have a stable point from a bias variance of 0.2, SiLU and
+      Hardswish from 1; with a smaller one, above 0, theirs repels, which the plan says as well.
     - The last layer before a sigmoid, a softplus or another function with φ(0) ≠ 0 is an output layer: σ_w² = 1.
     - Query and key, embeddings, normalisations, recurrent layers, shared, frozen, sharded and reparametrised parameters
       and parameters of your own stay as they are; so do layers whose successor cannot be told.
@@ -167,8 +168,12 @@ def _weight_variance(function: Elementwise, bias_variance: float, normalized_inp
     if q == 0.0 and weight_variance * moments.second_moment(1.0) > 1.0:
         return _at_unit_variance(moments), (
             f"the critical point of {function.name} without a bias ({weight_variance:.3g}) is one that signals run away "
-            "from: the gradient is kept at q = 1; bias_variance=0.05 has a stable one"
+            "from: the gradient is kept at q = 1"
         )
+    if 0.0 < q < math.inf and moments.homogeneous_slope is None:
+        around = moments.second_moment(1.001 * q) - moments.second_moment(0.999 * q)
+        if weight_variance * around > 0.002 * q:  # dq'/dq > 1
+            return weight_variance, f"this critical point (q = {q:.3g}) repels: over many layers the signal leaves it"
     return weight_variance, ""
 
 
