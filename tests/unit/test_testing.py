@@ -250,7 +250,7 @@ def test_the_marker_selects_the_tests_that_use_the_fixture(pytester: pytest.Pyte
 
 def test_the_plugin_can_be_switched_off(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_nothing(): pass")
-    result = pytester.runpytest_subprocess("-p", "no:headwater", "-p", "no:headwater.testing", "-W", "error")
+    result = pytester.runpytest_subprocess("-p", "no:headwater.testing", "-W", "error")
     result.assert_outcomes(passed=1)
 
 

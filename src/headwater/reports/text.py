@@ -275,7 +275,7 @@ class _Writer:
         for i in shown:
             axis = table.columns[i].axis
             if axis is not None:
-                heads[i].append(axis[0] + axis[1].rjust(widths[i] - len(axis[0])))
+                heads[i].append(self.clean(axis[0] + axis[1].rjust(widths[i] - len(axis[0]))))
         depth = max(len(heads[i]) for i in shown)
         for level in range(depth):
             parts = []
