@@ -59,7 +59,7 @@ class DeadUnits:
         later = profile.second_look
         note = ""
         if certain and later is not None:
-            still = {r.name: r.dead_fraction or 0.0 for r in later.layers}
+            still = {r.name: r.dead_fraction for r in later.layers if r.dead_fraction is not None}
             certain = [(r, f) for r, f in certain if still.get(r.name, f) > self.warning_fraction]
             note = f" After {later.steps} steps on a copy they still are."
         # What stands behind a dead layer sees a constant: it is off as well, whatever chance would say of it alone.
