@@ -194,7 +194,6 @@ def coverage_line(profile: Profile) -> Block:
     return Paragraph(text)
 
 
-
 def _method(profile: Profile) -> Section:
     lines = [
         f"One forward and one backward in {'training' if profile.training else 'evaluation'} mode. "
