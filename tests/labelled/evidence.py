@@ -254,22 +254,24 @@ def steady_in_time(within: float, early: int = 0, late: int = -1, name: str = ""
     return check
 
 
+def _everything_moves(model: nn.Module, quiet: str) -> None:
+    for n, p in model.named_parameters():
+        if p.requires_grad and not any(fnmatch(n, w) for w in quiet.split(",") if w):
+            assert not _silent(p), f"{n} gets no gradient"
+            g = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+            assert torch.isfinite(g).all(), f"{n} has a non-finite gradient"
+
+
 def learns(fall: float = 0.1, steps: int = 40, lr: float = 3e-3, quiet: str = "") -> Evidence:
-    """Everything is finite, every parameter gets a gradient by step 3 (``quiet`` ones excepted), and the loss falls.
+    """Everything is finite, every parameter gets a gradient after 3 steps (``quiet`` ones excepted), and the loss falls.
 
     ``fall`` is the smallest accepted relative fall of the loss over ``steps`` of Adam at ``lr`` on the case's batch.
     """
 
     def check(case: Case) -> str:
-        model = after_steps(case, 3, lr=1e-3)
-        for n, p in model.named_parameters():
-            if p.requires_grad and not any(fnmatch(n, w) for w in quiet.split(",") if w):
-                assert not _silent(p), f"{n} gets no gradient"
-                g = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
-                assert torch.isfinite(g).all(), f"{n} has a non-finite gradient"
         model = copy.deepcopy(case.model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        sparse = any(isinstance(m, nn.Embedding) and m.sparse for m in model.modules())
+        sparse = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse for m in model.modules())
         optimizer = torch.optim.SGD(trained, lr=30 * lr) if sparse else torch.optim.Adam(trained, lr=lr)
         losses = []
         for _ in range(steps):
@@ -277,6 +279,8 @@ def learns(fall: float = 0.1, steps: int = 40, lr: float = 3e-3, quiet: str = ""
             loss = loss_of(case, model)
             losses.append(loss.item())
             loss.backward()
+            if len(losses) == 4:
+                _everything_moves(model, quiet)
             optimizer.step()
         end = sum(losses[-3:]) / 3
         assert math.isfinite(end), "training diverges"

@@ -82,12 +82,12 @@ def residual_mlp_unscaled_40(fixed):
     return nn.Sequential(nn.Linear(20, 48), *blocks, nn.Linear(48, 4)), x, y, ce
 
 
-@case("exploding", every(0, 14), "Poole et al. 2016 and Schoenholz et al. 2017: the chaotic phase of tanh networks",
-      rises("1", "49", 2), twin=(flat("1", "49", 1.5), learns(lr=1e-3)))
-def tanh_chaotic_25(fixed):
-    """25 tanh layers with fan_in·Var(W) = 6: the Jacobian expands although the activations are bounded."""
+@case("exploding", every(0, 30), "Poole et al. 2016 and Schoenholz et al. 2017: the chaotic phase of tanh networks",
+      rises("1", "79", 3.5), twin=(flat("1", "79", 1.5), learns(lr=1e-3)))
+def tanh_chaotic_40(fixed):
+    """40 tanh layers with fan_in·Var(W) = 6: the Jacobian expands although the activations are bounded."""
     x, y = clusters(96, 20, 4)
-    return mlp([20] + [200] * 25 + [4], nn.Tanh, variance(1.1 if fixed else 6.0)), 0.3 * x, y, ce
+    return mlp([20] + [160] * 40 + [4], nn.Tanh, variance(1.1 if fixed else 6.0)), 0.3 * x, y, ce
 
 
 class Repeated(nn.Module):

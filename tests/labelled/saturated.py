@@ -217,8 +217,8 @@ def generator_against_perfect_discriminator(fixed):
     z = torch.randn(64, 8)
     net = Critic(saturating=not fixed)
     if fixed:
-        return net, z, None, lambda score, _: F.softplus(-score).mean()
-    return net, z, None, lambda p, _: torch.log1p(-p.clamp(max=1 - 1e-6)).mean()
+        return net, z, torch.zeros(64), lambda score, _: F.softplus(-score).mean()
+    return net, z, torch.zeros(64), lambda p, _: torch.log1p(-p.clamp(max=1 - 1e-6)).mean()
 
 
 class GatedMemory(nn.Module):
