@@ -13,6 +13,8 @@ from headwater.records.study import Chart, Curve, PrintedFigure, Series
 __all__ = ["charts_of", "compensation_chart", "ensemble_chart", "figure_charts", "grid_chart"]
 
 _STATISTICS = {"mean_abs": "mean |gradient|", "l2_norm": "L2 norm of the gradient"}
+# A gradient is loss per unit of what it belongs to, and losses here have no unit; the style of the other reports.
+_UNIT = "<br>(no unit, log scale)"
 _MOST_BANDS = 3  # more of them on top of each other cannot be told apart; chosen by us
 _ARM_TITLES = {"plain": "plain", "shortcut": "x + f(x)", "scaled": "x + f(x)/√L"}
 
@@ -63,8 +65,8 @@ def figure_charts(run: StudyRun) -> list[Chart]:
         charts.append(
             Chart(
                 title=f"{_STATISTICS[run.study.statistic]} of the {name}, layer by layer",
-                x_title="layer, from the input",
-                y_title=_STATISTICS[run.study.statistic],
+                x_title="layer, from the input (number)",
+                y_title=_STATISTICS[run.study.statistic] + _UNIT,
                 series=tuple(series),
                 reading=_figure_reading(run, kind),
             )
@@ -119,8 +121,8 @@ def ensemble_chart(run: StudyRun) -> Chart:
             parts.append(f"{one.variant.title} {signed(trend.decades_per_layer)}")
     return Chart(
         title=f"∂L/∂h layer by layer over {run.draws:,} networks",
-        x_title="layer, from the input",
-        y_title="rms ∂L/∂h (median, central 95 %)" if banded else "rms ∂L/∂h (median)",
+        x_title="layer, from the input (number)",
+        y_title=("rms ∂L/∂h, median and central 95 %" if banded else "rms ∂L/∂h, median") + _UNIT,
         series=tuple(series),
         reading="Decades per layer towards the input: " + "; ".join(parts) + "." if parts else "",
     )
@@ -145,8 +147,8 @@ def compensation_chart(one: VariantRun) -> Chart | None:
     )
     return Chart(
         title=f"{one.variant.title}: level weight gradients, and ∂L/∂h that {moves(hidden)}",
-        x_title="layer, from the input",
-        y_title="rms (median, central 95 %)",
+        x_title="layer, from the input (number)",
+        y_title=f"rms, median and central 95 %{_UNIT}",
         series=series,
         reading=f"∂L/∂h {rate(hidden)}, what the layers read moves by {signed(forward.decades_per_layer)} per layer on "
         f"its way forward, and ∂L/∂W, their product, by {signed(weight.decades_per_layer)}.",
@@ -177,8 +179,8 @@ def grid_chart(run: StudyRun) -> Chart:
     ]
     return Chart(
         title=f"What reaches the first layer, width {width}",
-        x_title="depth, layers",
-        y_title="log10 of rms ∂L/∂x₁ / rms ∂L/∂x_L, decades",
+        x_title="depth (layers, log scale)",
+        y_title="log10 of rms ∂L/∂x₁ / rms ∂L/∂x_L<br>(decades)",
         series=tuple(series),
         log_y=False,
         log_x=True,

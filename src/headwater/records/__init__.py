@@ -17,6 +17,7 @@ from headwater.records.profile import (
     UpdateProfile,
 )
 from headwater.records.statistics import Spread, Statistics
+from headwater.records.study import StudyResult
 
 __all__ = [
     "Budget",
@@ -35,6 +36,7 @@ __all__ = [
     "Severity",
     "Spread",
     "Statistics",
+    "StudyResult",
     "TimeProfile",
     "TrunkPoint",
     "UpdateProfile",

@@ -73,6 +73,7 @@ def draw_chart(chart: Chart, prefix: str = "", template: Template = "dark") -> A
         ticks = list(chart.series[0].x)
         figure.update_xaxes(type="log", tickmode="array", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     elif chart.series:
-        # layer numbers are whole
-        figure.update_xaxes(tickmode="linear", dtick=max(1, round(len(chart.series[0].x) / 20)))
+        # layer numbers are whole, and there is no layer 0
+        ticks = list(chart.series[0].x)[:: max(1, round(len(chart.series[0].x) / 20))]
+        figure.update_xaxes(tickmode="array", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     return figure

@@ -53,11 +53,7 @@ def verdict_blocks(result: StudyResult) -> list[Block]:
         further = _further(variant).removeprefix(" (").removesuffix(")")
         text += f" {further[:1].upper()}{further[1:]}." if further else ""
         blocks.append(Callout(text, _tone(result, variant), _head(variant)))
-        inside = _inside(result, variant)
-        if inside:
-            own = _own_findings(result, variant)
-            title = f"{variant.title}: gradient budget, {count_findings(own)}"
-            blocks.append(Section(title, tuple(inside), collapsed=len(result.variants) > 1))
+        blocks += _details(result, variant)
     return blocks
 
 
@@ -131,15 +127,24 @@ def _gathered(finding: Finding) -> Finding:
     return replace(finding, where=tuple(where))
 
 
-def _inside(result: StudyResult, variant: VariantResult) -> list[Block]:
-    """Budget and cards of one network."""
+def _details(result: StudyResult, variant: VariantResult) -> list[Block]:
+    """Budget and evidence of one network, folded up; of the only network, the budget is in sight."""
     diagnosis = variant.diagnosis
-    shown = replace(diagnosis, findings=tuple(map(_gathered, _own_findings(result, variant))))
-    blocks: list[Block] = []
+    own = _own_findings(result, variant)
+    budget: list[Block] = []
     if len(diagnosis.budget.steps) > 1:
-        title = f"{variant.title}: the gradient budget, from the loss to the first layer"
-        blocks.append(Figure(_drawer(diagnosis, title), title, budget_sentence(diagnosis.budget)))
-    return [*blocks, *finding_cards(shown)]
+        title = f"{variant.title}: the gradient budget"
+        budget.append(Figure(_drawer(diagnosis, title), title, budget_sentence(diagnosis.budget)))
+    cards = finding_cards(replace(diagnosis, findings=tuple(map(_gathered, own))))
+    if len(result.variants) == 1:
+        folded = (
+            [Section(f"{variant.title}: {count_findings(own)}, with evidence", tuple(cards), True)] if cards else []
+        )
+        return [*budget, *folded]
+    if not budget and not cards:
+        return []
+    title = f"{variant.title}: {'gradient budget, ' * bool(budget)}{count_findings(own)}"
+    return [Section(title, (*budget, *cards), True)]
 
 
 def _drawer(diagnosis: Diagnosis, title: str) -> Callable[[Template], Any]:
