@@ -91,7 +91,7 @@ def build_study_document(result: StudyResult, *, full: bool = False, matrices: M
     return Document(
         title=f"{result.name}: {result.title}",
         blocks=tuple(blocks),
-        summary=_summary(result),
+        summary=verdict_sentence(result),
         facts=_facts(result),
     )
 
@@ -114,25 +114,6 @@ def _common_findings(result: StudyResult) -> list[Block]:
 def _finding_title(finding: StudyFinding) -> str:
     name = f"{finding.code} " if finding.code.startswith("HW") else ""
     return f"{name}{finding.defect}" if name else finding.defect.capitalize()
-
-
-def _trend_words(variant: VariantResult) -> str | None:
-    trend = variant.trend("∂L/∂h")
-    if trend is None:
-        return None
-    sign = "−" if trend.decades_per_layer < 0 else "+"
-    return f"{variant.title} {sign}{abs(trend.decades_per_layer):.2f}"
-
-
-def _summary(result: StudyResult) -> str:
-    """The verdict of every network, and its rate."""
-    parts = [words for variant in result.variants if (words := _trend_words(variant)) is not None]
-    if not parts:
-        return f"{verdict_sentence(result)} No network of this study has a gradient in every hidden layer."
-    return (
-        f"{verdict_sentence(result)} Decades per layer that ∂L/∂h gains or loses on its way to the input: "
-        f"{'; '.join(parts)}."
-    )
 
 
 def _answers(result: StudyResult) -> list[Block]:
@@ -206,10 +187,10 @@ def _variant_table(result: StudyResult, variant: VariantResult) -> Table:
         Column("gradient of"),
         Column(_STATISTICS.get(result.statistic, result.statistic), align="right"),
         Column("published", align="right"),
-        Column("relative difference", align="right"),
-        Column("draws below the published", align="right"),
-        Column("median of the draws", align="right"),
-        Column("central 99.9 % of the draws", align="right"),
+        Column("relative\ndifference", align="right"),
+        Column("draws below\nthe published", align="right"),
+        Column("median of\nthe draws", align="right"),
+        Column("central 99.9 %\nof the draws", align="right"),
     )
     rows = [
         (

@@ -9,7 +9,7 @@ from typing import Any
 
 from headwater.records import Diagnosis, Finding, Severity, Verdict
 from headwater.records.study import StudyResult, VariantResult
-from headwater.reports.budget_table import budget_sentence
+from headwater.reports.budget_table import budget_sentence, signed
 from headwater.reports.document import Block, Bullets, Callout, Figure, Heading, Section, Template, Tone
 from headwater.reports.finding_blocks import count_findings, finding_cards, places
 from headwater.reports.marks import literal
@@ -58,7 +58,7 @@ def verdict_blocks(result: StudyResult) -> list[Block]:
 
 
 def verdict_sentence(result: StudyResult) -> str:
-    """The verdict of every network in one sentence.
+    """The verdict of every network and the rate of its gradient in one sentence.
 
     Args:
         result: the study, run.
@@ -66,8 +66,15 @@ def verdict_sentence(result: StudyResult) -> str:
     Returns:
         Prose.
     """
-    parts = [f"{literal(variant.title)} **{_words(variant.verdict)}**" for variant in result.variants]
-    return f"{'Verdicts' if len(parts) > 1 else 'Verdict'}: {'; '.join(parts)}."
+    parts, rated = [], False
+    for variant in result.variants:
+        trend = variant.trend("∂L/∂h")
+        rated = rated or trend is not None
+        rate = "" if trend is None else f" ({signed(trend.decades_per_layer)})"
+        parts.append(f"{literal(variant.title)} **{_words(variant.verdict)}**{rate}")
+    lead = "Verdicts" if len(parts) > 1 else "Verdict"
+    what = ", and the decades per layer that ∂L/∂h gains on its way to the input" if rated else ""
+    return f"{lead}{what}: {'; '.join(parts)}."
 
 
 def _words(verdict: Verdict | str) -> str:
