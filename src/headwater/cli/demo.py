@@ -1,4 +1,4 @@
-"""``headwater demo [NAME …]``: the five classic studies."""
+"""``headwater demo [NAME …]``: the five classic studies, each with its verdicts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _DEFAULT_PAGE = "headwater-demo.html"
 _HELP = """
 Run the five classic studies of vanishing and exploding gradients.
 
-Each prints what its published notebook prints beside the published figures, then answers what the notebook
-leaves open, from its own measurements. One HTML page with interactive plots works offline.
+Each prints what its published notebook prints beside the published figures, gives every network its verdict with
+place and cause, and answers what the notebook leaves open, from its own measurements. One HTML page with interactive
+plots works offline.
 
 \b
 The studies:
