@@ -40,15 +40,15 @@ def negative_inputs_positive_weights(fixed):
 
 
 @case("dead_units", "1,3", "Stack Overflow pattern: auto-mpg regression on raw kilograms and cubic inches, SGD 0.01",
-      dead("3", 0.6), twin=learns(steps=80, lr=0.01))
+      dead("3", 0.9), twin=learns(steps=80, lr=0.01), also=("zero_gradient",))
 def raw_features_kill_regressor(fixed):
-    """4-32-32-1 on raw features up to 5000 after 3 SGD steps: the first step throws most units to the dark side."""
+    """4-32-32-1 on raw features up to 5000 after 10 SGD steps: the first one throws nearly every unit to the dark side."""
     scale = torch.tensor([400.0, 200.0, 5000.0, 20.0])
     x = torch.rand(96, 4) * scale
     y = 40 - 25 * (x[:, 2:3] / 5000)
     net = mlp([4, 32, 32, 1], nn.ReLU, he)
     inputs = (x - x.mean(0)) / x.std(0) if fixed else x / 10
-    fit(net, inputs, y, mse, steps=3, optimizer=torch.optim.SGD(net.parameters(), lr=1e-3))
+    fit(net, inputs, y, mse, steps=0 if fixed else 10, optimizer=torch.optim.SGD(net.parameters(), lr=1e-5))
     return net, inputs, y, mse
 
 

@@ -272,7 +272,7 @@ def learns(fall: float = 0.1, steps: int = 40, lr: float = 3e-3, quiet: str = ""
         model = copy.deepcopy(case.model)
         trained = [p for p in model.parameters() if p.requires_grad]
         sparse = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse for m in model.modules())
-        optimizer = torch.optim.SGD(trained, lr=30 * lr) if sparse else torch.optim.Adam(trained, lr=lr)
+        optimizer = torch.optim.SGD(trained, lr=30 * lr) if sparse else torch.optim.Adam(trained, lr=lr, eps=1e-30)
         losses = []
         for _ in range(steps):
             optimizer.zero_grad()
