@@ -131,20 +131,19 @@ class AutogradGraph:
             furthest = max([furthest, *(j for j in self.edges[i] if reach[j])])
         return chain
 
-    def parameter_consumers(self, parameters: Iterable[torch.Tensor]) -> dict[int, int]:
-        """The first operation that uses each parameter.
+    def parameter_consumers(self, parameters: Iterable[torch.Tensor]) -> dict[int, list[int]]:
+        """The operations that use each parameter.
 
         Args:
             parameters: leaf tensors.
 
         Returns:
-            ``id(parameter)`` to the position of the node deepest below the loss that takes the parameter, directly
-            or through views of it (the transpose in a Linear).
+            ``id(parameter)`` to the positions of the nodes that take it, directly or through views of it (the
+            transpose in a Linear), the one nearest the input first.
         """
         wanted = {id(p) for p in parameters}
         leaf_of = {i: id(t) for i, t in self.leaves.items() if id(t) in wanted}
-        depth = self.depths()
-        consumers: dict[int, int] = {}
+        consumers: dict[int, list[int]] = {}
         carries: dict[int, set[int]] = {i: {p} for i, p in leaf_of.items()}
         for i in range(len(self.nodes) - 1, -1, -1):
             below = [j for j in self.edges[i] if j in carries]
@@ -154,9 +153,7 @@ class AutogradGraph:
                 carries[i] = set().union(*(carries[j] for j in below))
                 continue
             for parameter in set().union(*(carries[j] for j in below)):
-                known = consumers.get(parameter)
-                if known is None or depth[i] > depth[known]:
-                    consumers[parameter] = i
+                consumers.setdefault(parameter, []).append(i)
         return consumers
 
 

@@ -58,6 +58,13 @@ def _attribute_restorer(module: nn.Module) -> Callable[[], None]:
     return restore
 
 
+def _same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.layout is not torch.strided:  # a sparse adjacency matrix: there is no comparison, so its parts are compared
+        a, b = a.to_sparse_coo().coalesce(), b.to_sparse_coo().coalesce()
+        return torch.equal(a.indices(), b.indices()) and torch.equal(a.values(), b.values())
+    return torch.equal(a, b)
+
+
 def _buffer_restorer(buffers: list[torch.Tensor]) -> Callable[[], None]:
     kept = [(b, b.detach().clone()) for b in buffers]
 
@@ -67,7 +74,7 @@ def _buffer_restorer(buffers: list[torch.Tensor]) -> Callable[[], None]:
                 # Only what changed is written, so that an untouched buffer keeps its version counter.
                 if buffer.shape != copy.shape:
                     buffer.data = copy
-                elif not torch.equal(buffer, copy):
+                elif not _same_values(buffer, copy):
                     buffer.data.copy_(copy)
 
     return restore

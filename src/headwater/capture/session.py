@@ -110,6 +110,7 @@ def observe(
         rows = with_underflow(rows, layers)
         rows.sort(key=_by_first_use(rows, layers))
         times += _cell_times(recorder.rows, layers)
+        times += trunk.loops(wanted)
     return Observation(
         layers=tuple(layers),
         parameters=tuple(rows),
@@ -255,6 +256,7 @@ def _layers(
                 unit_count=slope.unit_count if slope else None,
                 dead_units=slope.dead_units if slope else (),
                 saturated_fraction=slope.saturated_fraction if slope else row.saturated_fraction,
+                saturated_at_unit_normal=slope.saturated_at_unit_normal if slope else None,
                 slope_mean_square=slope.slope_mean_square if slope else None,
                 between_sample_fraction=row.between_sample_fraction,
                 position_cosine=row.position_cosine,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -103,7 +103,8 @@ class Slope:
     dead_fraction: float
     unit_count: int
     dead_units: tuple[int, ...]
-    saturated_fraction: float | None
+    saturated_fraction: float | None = None
+    saturated_at_unit_normal: float | None = None
 
 
 @dataclass
@@ -112,6 +113,7 @@ class _Shape:
 
     largest: float
     bounded: bool
+    saturated_at_unit_normal: float
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
@@ -158,21 +160,25 @@ class SlopeReader:
         return self.elementwise[cls]
 
     def shape(self, activation: Elementwise) -> _Shape:
-        """The largest slope of the function on [-8, 8], and whether it is flat at both -50 and 50.
+        """The largest slope of the function on [-8, 8], whether it is flat at both -50 and 50, how much of N(0, 1) is.
 
         Args:
             activation: the function.
 
         Returns:
-            Both, cached.
+            All three, cached.
         """
         if activation.key not in self.shapes:
             grid = torch.linspace(-8, 8, 257, device=activation.device)
+            ranks = (torch.arange(1000, device=activation.device) + 0.5) / 1000
+            normal = torch.special.ndtri(ranks)  # a standard normal input, by its quantiles
             ends = torch.tensor([-50.0, 50.0], device=activation.device)
             function = _per_channel(activation)
             largest = float(_differentiate(function, grid).abs().max())
             tails = _differentiate(function, ends).abs()
-            self.shapes[activation.key] = _Shape(largest, bool((tails < 1e-3 * largest).all()))
+            flat = _differentiate(function, normal).abs() < SATURATED_SLOPE * largest
+            bounded = bool((tails < 1e-3 * largest).all())
+            self.shapes[activation.key] = _Shape(largest, bounded, float(flat.float().mean()))
         return self.shapes[activation.key]
 
 
@@ -235,7 +241,7 @@ def slope_statistics(
         # The slope is 1 where the output is not zero: both numbers are known, or one pass away.
         on = statistics.count - statistics.zero_count - statistics.nan_count
         top = y.detach().amax(rest) if rest else y.detach()
-        return _slope(units, top <= 0, on, y.numel(), None)
+        return _slope(units, top <= 0, on, y.numel())
     lead = y.shape[0] if unit_dimension != 0 else 1
     per_sample = max(1, y.numel() // max(1, lead))
     step = max(1, _BLOCK // per_sample)
@@ -255,17 +261,21 @@ def slope_statistics(
         highest = top if highest is None else torch.maximum(highest, top)
     assert highest is not None
     off = highest < DEAD_SLOPE * shape.largest
-    return _slope(units, off, square, y.numel(), saturated if shape.bounded else None)
+    found = _slope(units, off, square, y.numel())
+    if not shape.bounded:
+        return found
+    return replace(
+        found, saturated_fraction=saturated / y.numel(), saturated_at_unit_normal=shape.saturated_at_unit_normal
+    )
 
 
-def _slope(units: int, off: Tensor, square: float, count: int, saturated: int | None) -> Slope:
+def _slope(units: int, off: Tensor, square: float, count: int) -> Slope:
     dead = off.nonzero().flatten()
     return Slope(
         slope_mean_square=square / count,
         dead_fraction=len(dead) / units,
         unit_count=units,
         dead_units=tuple(dead[:64].tolist()),
-        saturated_fraction=None if saturated is None else saturated / count,
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.capture._torch_compat import is_recomputing_node, sequence_number
 from headwater.capture.graph import AutogradGraph, Node, operation_kind, walk
 from headwater.capture.names import ROOT
+from headwater.capture.parameters import NamedParameter
 from headwater.capture.recorder import Call, Row
-from headwater.records import LayerKind, Statistics, TrunkPoint
+from headwater.records import LayerKind, Statistics, TimeProfile, TrunkPoint
 from headwater.records.profile import TrunkKind
 from headwater.stats import summarize
 
@@ -22,7 +23,12 @@ __all__ = ["Trunk", "find_trunk"]
 _SPECIFIC_KINDS: dict[LayerKind, TrunkKind] = {
     "activation": "activation", "normalization": "normalization", "attention": "attention", "recurrent": "recurrent",
     "dropout": "dropout", "pooling": "pooling", "embedding": "embedding", "softmax": "attention",
+    "linear": "weights", "convolution": "weights",
 }  # fmt: skip
+
+
+LOOP_STEPS = 8
+"""Uses of one weight along the trunk from which on they are read as steps in time (chosen by us)."""
 
 
 @dataclass
@@ -53,12 +59,31 @@ class Trunk:
         self._handles: list[Any] = []
         self.members = {graph.nodes[i] for i in self.chain}
         self._recomputed: dict[int, list[Row]] = {}
-        # A view only renames its input: the gradient statistics are the same on both sides.
-        self._points = [
-            _Point(i, graph.nodes[i], rows.get((graph.nodes[i], 0)))
-            for i in self.chain
-            if operation_kind(graph.nodes[i].name()) != "reshape" or i == self.chain[-1]
-        ]
+        self._points = [_Point(i, graph.nodes[i], rows.get((graph.nodes[i], 0))) for i in self._accounted()]
+
+    def _accounted(self) -> list[int]:
+        """The dominators between which the account is drawn up, loss first.
+
+        A view only renames its input: the gradient statistics are the same on both sides. And how a layer works inside
+        (the padding of a circular convolution, the parts of a composite norm) is the layer's affair.
+        """
+        kept: list[int] = []
+        above: int | None = None  # the nearest operation towards the loss that is no view
+        for position in self.chain:
+            node = self.graph.nodes[position]
+            if operation_kind(node.name()) != "reshape" or position == self.chain[-1]:
+                owner = self._owner[position]
+                inside = (
+                    owner is not None
+                    and owner.kind in _SPECIFIC_KINDS
+                    and above is not None
+                    and self._owner[above] is owner
+                    and (node, 0) not in self._rows
+                )
+                if not inside or position == self.chain[-1]:
+                    kept.append(position)
+                above = position
+        return kept
 
     def watch(self) -> None:
         """Hook the trunk operations whose output no row observes already."""
@@ -121,6 +146,37 @@ class Trunk:
     def on_trunk(self, row: Row) -> bool:
         """Whether a row's tensor is one that every path passes through."""
         return row.node is not None and row.node in self.members and row.output_number == 0
+
+    def loops(self, parameters: Sequence[NamedParameter]) -> list[TimeProfile]:
+        """Weights used again and again along the trunk: a recurrence written as a loop.
+
+        Args:
+            parameters: the parameters looked at.
+
+        Returns:
+            The gradient at each use, the first one first, under the name of the module that was called repeatedly or
+            of the parameter itself; torch's own recurrent modules and cells are left to their own unrolling.
+        """
+        at = {point.position: point for point in self._points}
+        matrices = [
+            p for p in parameters if p.tensor.dim() >= 2 and not isinstance(p.owner, nn.RNNBase | nn.RNNCellBase)
+        ]
+        consumers = self.graph.parameter_consumers(p.tensor for p in matrices)
+        found: dict[str, TimeProfile] = {}
+        for parameter in matrices:
+            uses = [at[i] for i in sorted(consumers.get(id(parameter.tensor), ()), reverse=True) if i in at]
+            if len(uses) < LOOP_STEPS:
+                continue
+            owner = self._owner[uses[0].position]
+            called = owner is not None and owner.module is parameter.owner and owner.kind in _SPECIFIC_KINDS
+            name = owner.name if called and owner is not None else parameter.name
+            steps = tuple(point.row.gradient if point.row is not None else point.gradient for point in uses)
+            note = "one use of the weight is one step"
+            found.setdefault(
+                name,
+                TimeProfile(layer=name, state="hidden", stack=0, reverse=False, steps=steps, exact=True, note=note),
+            )
+        return list(found.values())
 
     def functional_operations(self) -> tuple[str, ...]:
         """Trunk operations of the model whose output no row observes."""
@@ -232,8 +288,8 @@ def find_trunk(
 ) -> Trunk:
     """The trunk of a graph.
 
-    The first parameters are those of the recorded row that lies deepest below the loss (the longest path) and owns a
-    trainable parameter; in a model without such a row, those of the deepest operation that takes a parameter.
+    The first parameters are those used deepest below the loss (on the longest path): by a layer, at its output; in
+    functional code, at the operation that takes the parameter.
 
     Args:
         graph: the autograd graph of the loss.
@@ -246,13 +302,17 @@ def find_trunk(
     """
     depth = graph.depths()
     by_node = {(row.node, row.output_number): row for row in rows if row.node is not None}
+    # A layer may transform its weight before it uses it (weight_norm): its output counts, not that operation.
+    layers = [row for row in rows if row.node in graph.index and not row.path.startswith(":")]
+    layers = [row for row in layers if row.kind not in ("container", "other")]
+    of_layers = {id(p): p for row in layers for p in row.call.module.parameters()}
     candidates = [
         graph.index[row.node]
-        for row in rows
-        if row.node in graph.index and any(id(p) in parameters for p in row.call.module._parameters.values())
+        for row in layers
+        if any(id(p) in parameters for p in row.call.module._parameters.values())
     ]
-    if not candidates:
-        candidates = list(graph.parameter_consumers(parameters.values()).values())
+    functional = [p for i, p in parameters.items() if i not in of_layers]
+    candidates += [uses[0] for uses in graph.parameter_consumers(functional).values()]
     candidates += [i for i, node in enumerate(graph.nodes) if is_recomputing_node(node)]
     if not candidates:
         return Trunk(graph, [], by_node, calls)

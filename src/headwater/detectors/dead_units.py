@@ -48,8 +48,11 @@ class DeadUnits:
 
     def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
         """Yield at most one finding."""
+        # Where no gradient passes (an activation on the input itself) none can be lost.
         found = [
-            (r, r.dead_fraction) for r in profile.layers if r.saturated_fraction is None and r.dead_fraction is not None
+            (r, r.dead_fraction)
+            for r in profile.layers
+            if r.saturated_fraction is None and r.dead_fraction is not None and r.gradient is not None
         ]
         # Where exactly zero enters, the weights before it are zero: nothing is off, nothing was ever on.
         suspicious = [(r, f) for r, f in found if f > self.warning_fraction and not _enters_zero(profile, r)]

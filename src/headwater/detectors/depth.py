@@ -124,7 +124,12 @@ def depth_course(profile: Profile) -> DepthCourse:
     below = steps[head + 1 :] if head is not None else [s for s in steps if s.kind != "loss"]
     counted = [s for s in below if s.kind in _DEPTH_KINDS]
     totals = list(itertools.accumulate(s.norm_decades for s in counted))
-    positions = list(itertools.accumulate(float(s.kind in _LAYER_KINDS) for s in counted))
+    # Parallel branches inside one layer are one layer, however many tensors lie between.
+    ends = [
+        s.kind in _LAYER_KINDS and not (s.kind == "branches" and i > 0 and _same_place(counted[i - 1], s))
+        for i, s in enumerate(counted)
+    ]
+    positions = list(itertools.accumulate(map(float, ends)))
     layers = {layer.name: layer for layer in profile.layers}
     widths = [_width(layers[s.name]) for s in counted if s.kind == "weights" and s.name in layers]
     # Var of ln|δ| is a quarter of Var ln|δ|², and a decade is ln 10.
@@ -143,6 +148,10 @@ def depth_course(profile: Profile) -> DepthCourse:
         names=tuple(reversed(reached)) if counted else (),
         cumulative=tuple(reversed(totals)),
     )
+
+
+def _same_place(a: BudgetStep, b: BudgetStep) -> bool:
+    return (a.name, a.kind) == (b.name, b.kind)
 
 
 def shares(course: DepthCourse) -> dict[str, float]:

@@ -26,9 +26,9 @@ class ExplodingGradient:
 
     ## Evidence and threshold
     As for the vanishing gradient, mirrored: ``total_decades``: 3 in all, or ``rate_decades``: 0.7 per layer over at
-    least ``least_decades``: 1.75, beyond what finite width does by chance (else a warning). Chosen by us,
-    before the labelled cases were scored. Pre-LN transformers and BatchNorm ResNets have moderately larger early
-    gradients (measured: up to 1.5 decades over 9 blocks) and stay below.
+    least ``least_decades``: 1.75, beyond what finite width does by chance (else a warning); a warning from
+    ``warning_decades``: 2 on. Chosen by us, before the labelled cases were scored. Pre-LN transformers and BatchNorm
+    ResNets have moderately larger early gradients (measured: up to 1.5 decades over 9 blocks) and stay below.
 
     ## Known false alarms
     A very deep plain network with BatchNorm does explode (RMS × 1.21 per layer) and is reported although it may train
@@ -47,6 +47,7 @@ class ExplodingGradient:
     total_decades: float = 3.0
     rate_decades: float = 0.7
     least_decades: float = 1.75
+    warning_decades: float = 2.0
 
     def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
         """Yield at most one finding."""
@@ -54,7 +55,7 @@ class ExplodingGradient:
         growth = course.total_decades
         large = growth >= self.total_decades
         fast = growth >= self.least_decades and course.rate >= self.rate_decades and course.layers >= 2
-        if not (large or fast):
+        if not (large or fast or growth >= self.warning_decades):
             return
         certain = course.beyond_chance()
         cut = gradient_budget(profile).cut_at
@@ -67,7 +68,7 @@ class ExplodingGradient:
         yield Finding(
             code=self.code,
             defect="exploding gradient",
-            severity=Severity.CRITICAL if certain else Severity.WARNING,
+            severity=Severity.CRITICAL if certain and (large or fast) else Severity.WARNING,
             verdict=Verdict.EXPLODING,
             where=tuple(dict.fromkeys(grown)),
             evidence=(

@@ -30,6 +30,11 @@ _ORDER = (
 )
 
 
+def _covers(places: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether every name is one of the places, or belongs to one."""
+    return bool(names) and all(any(name == place or name.startswith(f"{place}.") for place in places) for name in names)
+
+
 def diagnosis_of(
     profile: Profile,
     detectors: Sequence[Detector],
@@ -69,10 +74,9 @@ def diagnosis_of(
                 )
             )
     candidates = [f for f in findings if f.severity is Severity.CRITICAL and f.verdict is not None]
-    candidates.sort(
-        key=lambda f: f.verdict is Verdict.NAN
-    )  # of equals the first wins: an explosion before its overflow
-    root = min(candidates, key=lambda f: _rank(f, profile), default=None)
+    # Of equals the first wins: an explosion before its overflow.
+    candidates.sort(key=lambda f: f.verdict is Verdict.NAN)
+    root = min(candidates, key=lambda f: _rank(f, profile, candidates), default=None)
     verdict = Verdict.HEALTHY if root is None or root.verdict is None else root.verdict
     ordered = sorted(findings, key=lambda f: (f is not root, -f.severity.rank))
     if root is not None:
@@ -91,8 +95,12 @@ def diagnosis_of(
     )
 
 
-def _rank(finding: Finding, profile: Profile) -> int:
+def _rank(finding: Finding, profile: Profile, candidates: Sequence[Finding]) -> int:
     assert finding.verdict is not None
+    if finding.verdict is Verdict.ZERO_GRADIENT and any(
+        f.verdict is Verdict.VANISHING and _covers(f.where, finding.where) for f in candidates
+    ):
+        return len(_ORDER)  # zeros where the gradient fades anyway are the end of that
     if finding.verdict is Verdict.NAN and math.isfinite(profile.loss):
         # The forward is finite and only gradients overflow: where they grew to that, the growth is the cause.
         return _ORDER.index(Verdict.EXPLODING)

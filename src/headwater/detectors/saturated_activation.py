@@ -23,9 +23,9 @@ class SaturatedActivation:
     There the slope is next to nothing, so the gradient ends at this place whatever the rest of the network does.
 
     ## Evidence and threshold
-    ``fraction``: more than half of the elements or rows. Chosen by us: from there on the median element is
-    saturated. A warning from ``warning_fraction`` = 0.25 on, half of that.
-    Standard-normal pre-activations give 0.001 % for a sigmoid and 3 % for tanh.
+    ``fraction``: more than half of what a standard normal input leaves unsaturated (a ReLU6 has half of its elements on
+    its lower end then, and that is no saturation; a sigmoid none, tanh 3 %, a softmax none). Chosen by us: from there on
+    the median element is saturated. A warning from ``warning_fraction`` = 0.25 on.
 
     ## Known false alarms
     Gates that are meant to be open or shut; attention that a trained network has made sharp on purpose.
@@ -44,11 +44,12 @@ class SaturatedActivation:
 
     def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
         """Yield at most one finding."""
-        rows = [r for r in profile.layers if (r.saturated_fraction or 0.0) > self.warning_fraction]
+        # Where no gradient passes (an activation on the input itself) none can be lost.
+        rows = [r for r in profile.layers if _excess(r) > self.warning_fraction and r.gradient is not None]
         if not rows:
             return
-        strong = [r for r in rows if (r.saturated_fraction or 0.0) > self.fraction]
-        worst = max(rows, key=lambda r: r.saturated_fraction or 0.0)
+        strong = [r for r in rows if _excess(r) > self.fraction]
+        worst = max(rows, key=_excess)
         share = worst.saturated_fraction or 0.0
         softmax = worst.kind == "softmax"
         yield Finding(
@@ -58,7 +59,12 @@ class SaturatedActivation:
             verdict=Verdict.SATURATED,
             where=tuple(r.name for r in (strong or rows)),
             evidence=(
-                Evidence("saturated fraction", share, "", f"limit {self.fraction:g}"),
+                Evidence(
+                    "saturated fraction",
+                    share,
+                    "",
+                    f"limit {self.fraction:g} of what N(0, 1) leaves: {worst.saturated_at_unit_normal or 0.0:.2g}",
+                ),
                 *(
                     (Evidence("mean squared slope", worst.slope_mean_square),)
                     if worst.slope_mean_square is not None
@@ -75,6 +81,12 @@ class SaturatedActivation:
                 else "Standardise the inputs, and scale the weights before this activation by 1/√fan_in."
             ),
         )
+
+
+def _excess(row: LayerProfile) -> float:
+    """The saturated share of the elements that would not be saturated by a standard normal input."""
+    usual = row.saturated_at_unit_normal or 0.0
+    return 0.0 if row.saturated_fraction is None or usual >= 1.0 else (row.saturated_fraction - usual) / (1.0 - usual)
 
 
 def _entering(profile: Profile, row: LayerProfile) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,7 +26,8 @@ class ZeroGradient:
     They never learn, and nothing says so: the loss still falls, because the rest learns around them.
 
     ## Evidence and threshold
-    Exact zeros, no threshold. Told apart are: transient (ReZero, a zero-initialised head or residual branch, LoRA's A:
+    Exact zeros; after the steps also what lies ``rounding_decades`` = 6.9 (float32's rounding unit) below the largest
+    gradient of the same role. Told apart are: transient (ReZero, a zero-initialised head or residual branch, LoRA's A:
     zero at step 0, not after a step; information only), unused (no gradient and the loss does not move when the value
     is changed; information only), cut off (no gradient although the loss moves) and dead by construction (zero now and
     after the steps).
@@ -43,6 +45,7 @@ class ZeroGradient:
     """
 
     code: ClassVar[str] = "HW302"
+    rounding_decades: float = 6.9
 
     def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
         """Yield one finding for what is lost, and one for what is only zero or unused for now."""
@@ -51,7 +54,7 @@ class ZeroGradient:
         moves = {} if look is None else look.influences
         zero = [q for q in profile.parameters if q.state == "exact_zero"]
         none = [q for q in profile.parameters if q.state == "none"]
-        stay = [q for q in zero if q.name not in after or after[q.name].state in ("exact_zero", "none")]
+        stay = [q for q in zero if q.name not in after or self._is_nothing(after[q.name], after.values())]
         transient = [q for q in zero if q not in stay]
         cut = [q for q in none if moves.get(q.name, False)]
         unused = [q for q in none if q not in cut]
@@ -82,6 +85,14 @@ class ZeroGradient:
                 cause=f"The loss of this batch does not depend on {len(unused)} parameters (no gradient at all).",
                 advice="Expected for heads of other tasks and experts without a sample; else check that they are called.",
             )
+
+    def _is_nothing(self, row: ParameterProfile, rows: Iterable[ParameterProfile]) -> bool:
+        """Whether what a gradient is after the steps is nothing but rounding beside the others'."""
+        if row.gradient is None or row.state == "exact_zero":
+            return True
+        sizes = [q.gradient.rms_log10 for q in rows if q.role == row.role and q.gradient is not None]
+        largest = max((s for s in sizes if math.isfinite(s)), default=-math.inf)
+        return row.gradient.rms_log10 < largest - self.rounding_decades
 
     def _lost(self, profile: Profile, lost: list[ParameterProfile], cut: list[ParameterProfile], moves: Any) -> Finding:
         look = profile.second_look

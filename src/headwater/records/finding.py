@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = ["Evidence", "Finding", "Severity", "Verdict", "fold_names"]
@@ -106,45 +106,41 @@ def fold_names(names: Iterable[str], limit: int = 6) -> list[str]:
         limit: how many folded names are listed before "and n more".
 
     Returns:
-        Such as ``["blocks.3–7.fc1", "head"]``.
+        Such as ``["blocks.3–7.fc1", "head"]``, each range where its first name stands.
 
     Example:
         >>> fold_names(["blocks.3", "blocks.4", "blocks.5", "head"])
         ['blocks.3–5', 'head']
         >>> fold_names(["0", "2", "4", "6"])
         ['0, 2 … 6']
+        >>> fold_names(["fc1", "act1", "fc2", "act2", "fc3", "act3"])
+        ['fc1–3', 'act1–3']
     """
-    ordered = list(dict.fromkeys(names))
+    left = dict.fromkeys(names)
     folded: list[str] = []
-    position = 0
-    while position < len(ordered):
-        run = _longest_run(ordered, position)
-        folded.append(run[0])
-        position += run[1]
+    while left:
+        text, members = _longest_range(next(iter(left)), left)
+        folded.append(text)
+        for member in members:
+            del left[member]
     if len(folded) > limit:
         folded = [*folded[:limit], f"and {len(folded) - limit} more"]
     return folded
 
 
-def _longest_run(names: Sequence[str], start: int) -> tuple[str, int]:
-    first = names[start]
-    best = (first, 1)
+def _longest_range(first: str, names: Iterable[str]) -> tuple[str, list[str]]:
+    """The longest even progression of at least three names that starts at ``first``, varying one of its numbers."""
+    best: tuple[str, list[str]] = (first, [first])
     for match in _NUMBER.finditer(first):
-        head, tail = first[: match.start()], first[match.end() :]
-        values = [int(match.group())]
-        for name in names[start + 1 :]:
-            if not (name.startswith(head) and name.endswith(tail)) or len(name) < len(head) + len(tail):
-                break
-            middle = name[len(head) : len(name) - len(tail)] if tail else name[len(head) :]
-            if not middle.isdigit():
-                break
-            values.append(int(middle))
-        step = values[1] - values[0] if len(values) > 1 else 0
-        length = 1
-        while step > 0 and length < len(values) and values[length] - values[length - 1] == step:
-            length += 1
-        if length > best[1] and length >= 3:
-            last = values[length - 1]
-            span = f"{values[0]}–{last}" if step == 1 else f"{values[0]}, {values[1]} … {last}"
-            best = (f"{head}{span}{tail}", length)
+        head, tail, start = first[: match.start()], first[match.end() :], int(match.group())
+        alike = re.compile(rf"{re.escape(head)}(\d+){re.escape(tail)}$")
+        found = {int(m.group(1)): name for name in names if (m := alike.match(name)) and int(m.group(1)) >= start}
+        following = min((value for value in found if value > start), default=start)
+        step = following - start
+        values = [start]
+        while step and values[-1] + step in found:
+            values.append(values[-1] + step)
+        if len(values) >= 3 and len(values) > len(best[1]):
+            span = f"{start}–{values[-1]}" if step == 1 else f"{start}, {following} … {values[-1]}"
+            best = (f"{head}{span}{tail}", [found[value] for value in values])
     return best

@@ -77,6 +77,8 @@ class LayerProfile:
         dead_units: indices of the dead units, at most 64.
         saturated_fraction: share of elements that sit on a flat, bounded part of the activation (or rows of a
             softmax that are one-hot); None for other layers.
+        saturated_at_unit_normal: what ``saturated_fraction`` is for a standard normal input: 0 for a sigmoid, 0.5 for a
+            ReLU6.
         slope_mean_square: for an activation: mean of φ'² over the elements that entered, the factor by which it
             multiplies the squared gradient when the two are independent.
         between_sample_fraction: variance across the samples of the batch over the second moment: the part of the
@@ -103,6 +105,7 @@ class LayerProfile:
     unit_count: int | None = None
     dead_units: tuple[int, ...] = ()
     saturated_fraction: float | None = None
+    saturated_at_unit_normal: float | None = None
     slope_mean_square: float | None = None
     between_sample_fraction: float | None = None
     position_cosine: float | None = None

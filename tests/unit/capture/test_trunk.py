@@ -267,9 +267,8 @@ def test_kinds_of_attention_pooling_and_dropout_are_named() -> None:
 
     profile = hw.measure(Net(), torch.randint(0, 10, (3, 5)), loss_fn=lambda out: out.square().sum())
     kinds = _kinds(profile)
-    # Self-attention projects q, k, v with one matrix: that product is on the trunk, the three parts are branches.
-    assert ("embed", "weights") in kinds
-    assert ("attention", "attention") in kinds
+    # How attention works inside is its own affair: one step.
+    assert ("embed", "attention") in kinds
     assert ("attention", "dropout") in kinds
     assert ("drop", "weights") in kinds
     assert ("fc", "pooling") in kinds

@@ -90,7 +90,14 @@ def test_vanishing_gradient_by_total_and_by_rate(layers: int, per_layer: float, 
 
 @pytest.mark.parametrize(
     ("layers", "per_layer", "severity"),
-    [(10, 0.29, None), (10, 0.31, Severity.CRITICAL), (3, 0.65, None), (3, 0.72, Severity.CRITICAL), (2, 0.72, None)],
+    [
+        (10, 0.19, None),
+        (10, 0.29, Severity.WARNING),
+        (10, 0.31, Severity.CRITICAL),
+        (3, 0.65, None),
+        (3, 0.72, Severity.CRITICAL),
+        (2, 0.72, None),
+    ],
 )
 def test_exploding_gradient_is_the_mirror_image(layers: int, per_layer: float, severity: Severity | None) -> None:
     assert _severity(ExplodingGradient(), _stack(layers + 1, per_layer)) is severity
