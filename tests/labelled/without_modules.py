@@ -169,7 +169,7 @@ class FunctionalAttention(nn.Module):
 
 def _pattern_is_one_hot(case_):
     top = float(case_.model.pattern(case_.x)[0].amax(-1).mean().detach())
-    assert top > 0.95
+    assert top > 0.9, f"mean top attention weight {top:.3f}"
     return f"mean top attention weight {top:.3f}"
 
 
