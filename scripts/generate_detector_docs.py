@@ -31,7 +31,8 @@ REASONS: dict[Verdict, str] = {
     Verdict.SATURATED: "what sits on a flat part lets nothing pass, so gradients fall or become zero behind it",
     Verdict.DEAD_UNITS: "the same for units that are off for every sample",
     Verdict.VANISHING_IN_TIME: "what the recurrent layer loses is missing in every layer below it",
-    Verdict.ZERO_GRADIENT: "weights that are cut off, by construction and not by degrees",
+    Verdict.ZERO_GRADIENT: "weights that are cut off, by construction and not by degrees. Zeros in the very places where the "
+    "gradient vanishes are the end of that fall, and come after it",
     Verdict.VANISHING: "what is left: the gradient falls by degrees, and nothing above explains it",
 }
 

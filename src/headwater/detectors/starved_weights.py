@@ -18,7 +18,7 @@ class StarvedWeights:
     """Weights off the trunk are starved, most often because tokens became identical (rank collapse).
 
     ## What it finds
-    Weight matrices whose gradient (rms) lies many decades below the median over the network's weights. Where the
+    Weight matrices whose gradient (rms) lies many decades below the upper quartile over the network's weights. Where the
     positions of a sample have become parallel, it names rank collapse as the cause.
 
     ## Why it matters
@@ -26,9 +26,10 @@ class StarvedWeights:
     same happens to a deep branch beside a short path.
 
     ## Evidence and threshold
-    ``critical_decades``: 6.9 below the median, the rounding unit of float32: at one learning rate such a weight does
-    not move while the others do. ``warning_decades``: 4. Rank collapse is named where the mean cosine between
-    positions on the trunk exceeds ``cosine`` = 0.99. Chosen by us.
+    ``critical_decades``: 6.9 below the upper quartile, the rounding unit of float32: at one learning rate such a weight
+    does not move while the others do. The quartile and not the median, because in a deep network the starved weights
+    are the larger part: two of three in attention whose tokens are identical. ``warning_decades``: 4. Rank collapse is
+    named where the mean cosine between positions on the trunk exceeds ``cosine`` = 0.99. Chosen by us.
 
     ## Known false alarms
     Layers behind a deliberately tiny gate (LayerScale at 1e-6) in a network where most weights are not.
@@ -58,9 +59,9 @@ class StarvedWeights:
         logs = {q.name: q.gradient.rms_log10 for q in weights if q.gradient is not None and q.state != "exact_zero"}
         if len(logs) < 4:
             return
-        median = statistics.median(logs.values())
-        below = {name: median - value for name, value in logs.items() if median - value >= self.warning_decades}
-        if not below or len(below) > len(logs) / 2:
+        fed = statistics.quantiles(logs.values(), n=4)[2]
+        below = {name: fed - value for name, value in logs.items() if fed - value >= self.warning_decades}
+        if not below:
             return
         collapsed = [
             r for r in profile.trunk_layers if r.position_cosine is not None and r.position_cosine > self.cosine
@@ -77,7 +78,9 @@ class StarvedWeights:
             verdict=Verdict.VANISHING,
             where=tuple(q.name for q in weights if q.name in below),
             evidence=(
-                Evidence("below the median weight gradient", depth, "decades", f"limit {self.critical_decades:g}"),
+                Evidence(
+                    "below the upper quartile of the weights", depth, "decades", f"limit {self.critical_decades:g}"
+                ),
                 *(
                     (
                         Evidence(
@@ -94,10 +97,10 @@ class StarvedWeights:
             cause=(
                 f"From {collapsed[0].name} on, the positions of a sample are parallel (mean cosine "
                 f"{collapsed[0].position_cosine:.4f}), so what attention looks at makes no difference: {len(below)} weights get "
-                f"up to {depth:.1f} decades less than the median."
+                f"up to {depth:.1f} decades less than the best-fed quarter of the weights."
                 if rank
-                else f"{len(below)} weights get up to {depth:.1f} decades less gradient than the median weight "
-                f"(10^{median:.1f})."
+                else f"{len(below)} weights get up to {depth:.1f} decades less gradient than the best-fed quarter of the weights "
+                f"(10^{fed:.1f} and more)."
             ),
             advice=(
                 "Put a skip connection (and normalisation) around each attention layer."

@@ -96,7 +96,7 @@ class _Attention(nn.Module):
 class BareAttention(nn.Module):
     """Attention layers without skip or normalisation: the tokens become parallel (Dong et al. 2021)."""
 
-    def __init__(self, layers: int = 4, width: int = 16) -> None:
+    def __init__(self, layers: int = 12, width: int = 16) -> None:
         super().__init__()
         self.embed = nn.Embedding(20, width)
         self.layers = nn.ModuleList(_Attention(width) for _ in range(layers))
@@ -110,11 +110,8 @@ class BareAttention(nn.Module):
 
 
 def rank_collapse() -> Task:
-    """The values keep their size (orthogonal); only the differences between tokens fade, layer by layer.
-
-    In float64, where what is left of the differences is not rounding.
-    """
-    model = BareAttention().double()
+    """The values keep their size (orthogonal); only the differences between tokens fade, layer by layer."""
+    model = BareAttention()
     for layer in model.layers:
         nn.init.orthogonal_(layer.v.weight)
     return Task(model, _tokens(), _tokens(), _token_loss)
@@ -258,7 +255,9 @@ FAULTS: tuple[Planted, ...] = (
     Planted("deep sigmoid", "HW101", vanishing, V.VANISHING, ("0", "1")),
     Planted("weights three times He's", "HW102", exploding, V.EXPLODING, ("0", "1")),
     Planted("ordered phase", "HW103", collapsed_signal, V.VANISHING, ("13", "14", "15")),
-    Planted("attention without skip", "HW104", rank_collapse, V.VANISHING, ("layers.3.q.weight", "layers.3.k.weight")),
+    Planted(
+        "attention without skip", "HW104", rank_collapse, V.VANISHING, ("layers.11.q.weight", "layers.11.k.weight")
+    ),
     Planted("bias -10", "HW201", dead_units, V.DEAD_UNITS, ("3",)),
     Planted("tanh of large weights", "HW202", saturated, V.SATURATED, ("1",)),
     Planted("constant weights", "HW203", symmetric, V.SYMMETRIC, ("0.weight",)),

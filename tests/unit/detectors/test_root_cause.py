@@ -33,11 +33,12 @@ class Says:
     code: str
     verdict: hw.Verdict | None = None
     severity: Severity = Severity.CRITICAL
+    where: tuple[str, ...] = ()
 
     def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
         yield Finding(
             code=self.code, defect="d", severity=self.severity, verdict=self.verdict, cause="c.", advice="a.",
-            evidence=(Evidence("e", 1.0),),
+            evidence=(Evidence("e", 1.0),), where=self.where,
         )  # fmt: skip
 
 
@@ -82,6 +83,16 @@ def test_growth_explains_a_nan_of_the_backward_alone() -> None:
     result = diagnosis_of(deep_sigmoid(3), [Says("HW301", V.NAN), Says("HW102", V.EXPLODING)])
     assert result.verdict is V.EXPLODING
     assert diagnosis_of(deep_sigmoid(3), [Says("HW301", V.NAN), Says("HW202", V.SATURATED)]).verdict is V.NAN
+
+
+@pytest.mark.parametrize(("zeros", "verdict"), [
+    (("blocks.0.weight",), V.VANISHING),  # where it vanishes anyway
+    (("blocks.0.weight", "side.weight"), V.ZERO_GRADIENT),  # and one elsewhere, which no fall explains
+])  # fmt: skip
+def test_zeros_where_the_gradient_vanishes_are_the_end_of_that(zeros: tuple[str, ...], verdict: hw.Verdict) -> None:
+    fall = Says("HW101", V.VANISHING, where=("blocks.0", "blocks.1"))
+    result = diagnosis_of(deep_sigmoid(3), [Says("HW302", V.ZERO_GRADIENT, where=zeros), fall])
+    assert result.verdict is verdict
 
 
 def test_only_a_critical_finding_can_be_the_verdict() -> None:

@@ -6,8 +6,12 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from tests.profiles import deep_sigmoid, layer, parameter, profile, statistics
+from tests.unit.detectors.planted import BareAttention
+from torch.nn import functional as F
 
+import headwater as hw
 from headwater.detectors import (
     DeadUnits,
     Detector,
@@ -148,11 +152,30 @@ def test_identical_samples_are_no_collapse() -> None:
 
 
 @pytest.mark.parametrize(("decades", "severity"), [(3.9, None), (4.1, Severity.WARNING), (7.0, Severity.CRITICAL)])
-def test_starved_weights_by_the_distance_to_the_median(decades: float, severity: Severity | None) -> None:
-    rows = [parameter(f"{i}.weight", 1.0) for i in range(5)] + [parameter("low.weight", 10.0**-decades)]
+@pytest.mark.parametrize("starved", [1, 4, 5])
+def test_starved_weights_by_the_distance_to_the_best_fed_quarter(
+    decades: float, severity: Severity | None, starved: int
+) -> None:
+    # Of eight weights up to five, the larger part, may starve: the upper quartile is still a fed one.
+    rows = [parameter(f"{i}.weight", 1.0) for i in range(8 - starved)]
+    rows += [parameter(f"low{i}.weight", 10.0**-decades) for i in range(starved)]
     finding = _one(StarvedWeights(), profile([], rows))
     assert (finding.severity if finding else None) is severity
-    assert finding is None or finding.where == ("low.weight",)
+    assert finding is None or finding.where == tuple(f"low{i}.weight" for i in range(starved))
+
+
+@pytest.mark.parametrize("depth", [4, 6, 12, 24])
+def test_identical_tokens_are_found_at_any_depth(depth: int) -> None:
+    torch.manual_seed(0)
+    model = BareAttention(depth)
+    for attention in model.layers:
+        torch.nn.init.orthogonal_(attention.v.weight)
+    tokens = torch.randint(0, 20, (4, 6))
+    result = hw.diagnose(model, tokens, tokens, lambda o, y: F.cross_entropy(o.flatten(0, 1), y.flatten()))
+    assert result.verdict is hw.Verdict.VANISHING
+    assert result.root is not None
+    assert result.root.defect == "rank collapse"
+    assert {f"layers.{depth - 1}.q.weight", f"layers.{depth - 1}.k.weight"} <= set(result.root.where)
 
 
 # -------------------------------------------------------------------- units
