@@ -13,7 +13,8 @@ pass, as it is used in practice:
 
 A gradient that is not finite counts as ``nan`` in each of them. The same is done with the loss multiplied by 1e-6 and
 1e6, which changes no network: right = the labelled verdict (or one that the label's author accepts too), unhealthy =
-faulty networks that are called anything but healthy, false alarms = healthy networks that are not called healthy.
+faulty networks that are called anything but healthy, false alarms = healthy networks that are not called healthy,
+changed = networks whose verdict differs from the one of the first scale.
 
 The cases are ../shared/cases where that folder is, else the project's own, tests/labelled/cases.py.
 """
@@ -113,10 +114,13 @@ def rules_of_thumb(case: Any, scale: float) -> dict[str, str]:
 
 
 def ours(case: Any, scale: float) -> str:
-    """The verdict of ``headwater.diagnose``."""
-    if isinstance(case.x, Tensor):
-        return hw.diagnose(case.model, case.x, case.y, lambda out, y: scale * case.loss_fn(out, y)).verdict.value
-    return hw.diagnose(case.model, loss=lambda m: scale * case.loss_fn(m(case.x), case.y)).verdict.value
+    """The verdict of ``headwater.diagnose``; ``refused`` where it raises one of its own errors (NaN in the inputs)."""
+    try:
+        if isinstance(case.x, Tensor):
+            return hw.diagnose(case.model, case.x, case.y, lambda out, y: scale * case.loss_fn(out, y)).verdict.value
+        return hw.diagnose(case.model, loss=lambda m: scale * case.loss_fn(m(case.x), case.y)).verdict.value
+    except hw.HeadwaterError:
+        return "refused"
 
 
 def load(path: Path) -> ModuleType:
@@ -162,7 +166,7 @@ def table_of(rows: list[dict[str, Any]], scales: list[float]) -> Table:
     faulty = [r for r in rows if r["label"] != "healthy"]
     healthy = [r for r in rows if r["label"] == "healthy"]
     table = Table(title=f"{len(faulty)} faulty and {len(healthy)} healthy networks")
-    for heading in ("rule", "loss times", "right", "unhealthy", "false alarms", "changed by it"):
+    for heading in ("rule", "loss times", "right", "unhealthy", "false alarms", "changed"):
         table.add_column(heading, justify="left" if heading == "rule" else "right", no_wrap=heading == "rule")
     for rule in (*RULES, OURS):
         for scale in (f"{s:g}" for s in scales):
