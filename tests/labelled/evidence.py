@@ -11,9 +11,8 @@ import math
 from fnmatch import fnmatch
 
 import torch
-from torch import nn
-
 from tests.labelled.kit import Case, Evidence
+from torch import nn
 
 
 def _rms(t: torch.Tensor) -> float:
@@ -254,6 +253,18 @@ def steady_in_time(within: float, early: int = 0, late: int = -1, name: str = ""
     return check
 
 
+def weight_gradient_ratio(first: str, other: str, decades: float):
+    """rms(∂L/∂W) of one weight lies ``decades`` below another's."""
+
+    def check(case: Case) -> str:
+        p = dict(after_steps(case, 0).named_parameters())
+        change = float(torch.log10(p[first].grad.double().norm() / p[other].grad.double().norm()))
+        assert change <= -decades, f"{change:+.2f} decades"
+        return f"{first} gets {change:+.1f} decades of {other}'s gradient"
+
+    return check
+
+
 def _everything_moves(model: nn.Module, quiet: str) -> None:
     for n, p in model.named_parameters():
         if p.requires_grad and not any(fnmatch(n, w) for w in quiet.split(",") if w):
@@ -272,13 +283,13 @@ def learns(fall: float = 0.1, steps: int = 40, lr: float = 3e-3, quiet: str = ""
         model = copy.deepcopy(case.model)
         trained = [p for p in model.parameters() if p.requires_grad]
         sparse = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse for m in model.modules())
-        optimizer = torch.optim.SGD(trained, lr=30 * lr) if sparse else torch.optim.Adam(trained, lr=lr, eps=1e-30)
+        optimizer = torch.optim.SGD(trained, lr=30 * lr) if sparse else torch.optim.Adam(trained, lr=lr)
         losses = []
         for _ in range(steps):
             optimizer.zero_grad()
             loss = loss_of(case, model)
             losses.append(loss.item())
-            loss.backward()
+            (loss / abs(losses[0])).backward()  # so that Adam's eps is as small for every scale of the loss
             if len(losses) == 4:
                 _everything_moves(model, quiet)
             optimizer.step()

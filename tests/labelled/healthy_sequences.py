@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
 from tests.labelled.evidence import learns, steady_in_time
 from tests.labelled.kit import ce, ce_tokens, control, first_step_decides, he, mlp, mse, pictures, sentences, standard
 from tests.labelled.through_time import LastState, set_gate_bias
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 OK = "healthy control; "
 
@@ -70,7 +69,10 @@ def ok_pre_norm_24():
     return Transformer(24), x, y, ce
 
 
-@control(OK + "GPT-2-like: causal, N(0, 0.02), residual projections scaled by 1/√(2L), tied head (Radford et al. 2019)", learns(0.01, lr=1e-3))
+@control(
+    OK + "GPT-2-like: causal, N(0, 0.02), residual projections scaled by 1/√(2L), tied head (Radford et al. 2019)",
+    learns(0.01, lr=1e-3),
+)
 def ok_gpt_tied_small_init():
     x, _ = sentences(16, 13)
     return Transformer(6, 48, 40, 40, causal=True, tied=True, std=0.02), x[:, :-1], x[:, 1:], ce_tokens
@@ -87,8 +89,9 @@ class Bert(nn.Module):
         super().__init__()
         self.word, self.place, self.kind = nn.Embedding(40, d, padding_idx=0), nn.Embedding(16, d), nn.Embedding(2, d)
         self.norm, self.drop = nn.LayerNorm(d), nn.Dropout(0.1)
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(d, 4, 4 * d, 0.1, "gelu", batch_first=True), layers,
-                                             enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(d, 4, 4 * d, 0.1, "gelu", batch_first=True), layers, enable_nested_tensor=False
+        )
         self.pooler, self.head = nn.Linear(d, d), nn.Linear(d, 5)
         for m in self.modules():
             if isinstance(m, nn.Linear | nn.Embedding):
@@ -100,7 +103,9 @@ class Bert(nn.Module):
         return self.head(torch.tanh(self.pooler(h[:, 0])))
 
 
-@control(OK + "BERT-like: post-norm, N(0, 0.02), padding mask, dropout, pooler (Devlin et al. 2019)", learns(0.02, lr=1e-3))
+@control(
+    OK + "BERT-like: post-norm, N(0, 0.02), padding mask, dropout, pooler (Devlin et al. 2019)", learns(0.02, lr=1e-3)
+)
 def ok_bert_like():
     x, y = sentences()
     x[:, 9:] = 0
@@ -112,7 +117,11 @@ class ViT(nn.Module):
         super().__init__()
         self.patch, self.cls = nn.Conv2d(3, d, 4, 4), nn.Parameter(torch.zeros(1, 1, d))
         self.place = nn.Parameter(0.02 * torch.randn(1, 10, d))
-        self.blocks, self.norm, self.head = nn.Sequential(*[Block(d) for _ in range(layers)]), nn.LayerNorm(d), nn.Linear(d, 6)
+        self.blocks, self.norm, self.head = (
+            nn.Sequential(*[Block(d) for _ in range(layers)]),
+            nn.LayerNorm(d),
+            nn.Linear(d, 6),
+        )
         nn.init.zeros_(self.head.weight), nn.init.zeros_(self.head.bias)
 
     def forward(self, x):
@@ -130,7 +139,11 @@ def ok_vit_zero_head():
 class ReZero(nn.Module):
     def __init__(self, d):
         super().__init__()
-        self.attention, self.ff, self.alpha = nn.MultiheadAttention(d, 4, batch_first=True), mlp([d, 64, d], nn.ReLU), nn.Parameter(torch.zeros(()))
+        self.attention, self.ff, self.alpha = (
+            nn.MultiheadAttention(d, 4, batch_first=True),
+            mlp([d, 64, d], nn.ReLU),
+            nn.Parameter(torch.zeros(())),
+        )
 
     def forward(self, x):
         x = x + self.alpha * self.attention(x, x, x, need_weights=False)[0]
@@ -140,7 +153,11 @@ class ReZero(nn.Module):
 class ReZeroNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed, self.blocks, self.head = nn.Embedding(40, 32), nn.Sequential(*[ReZero(32) for _ in range(12)]), nn.Linear(32, 5)
+        self.embed, self.blocks, self.head = (
+            nn.Embedding(40, 32),
+            nn.Sequential(*[ReZero(32) for _ in range(12)]),
+            nn.Linear(32, 5),
+        )
 
     def forward(self, t):
         return self.head(self.blocks(self.embed(t)).mean(1))
@@ -164,7 +181,9 @@ def ok_lstm_forget_bias_one():
     return LastState(set_gate_bias(nn.LSTM(3, 32, batch_first=True), 1, 1.0, 32), 32), x, y, ce
 
 
-@control(OK + "orthogonal tanh RNN on weak inputs over 60 steps (Henaff et al. 2016)", (steady_in_time(1.0), learns(0.02)))
+@control(
+    OK + "orthogonal tanh RNN on weak inputs over 60 steps (Henaff et al. 2016)", (steady_in_time(1.0), learns(0.02))
+)
 def ok_orthogonal_rnn_60():
     x, y = first_step_decides(48, 60)
     rnn = nn.RNN(3, 48, batch_first=True)
@@ -176,7 +195,11 @@ def ok_orthogonal_rnn_60():
 class Tagger(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed, self.rnn, self.out = nn.Embedding(40, 16, padding_idx=0), nn.LSTM(16, 16, batch_first=True, bidirectional=True), nn.Linear(32, 4)
+        self.embed, self.rnn, self.out = (
+            nn.Embedding(40, 16, padding_idx=0),
+            nn.LSTM(16, 16, batch_first=True, bidirectional=True),
+            nn.Linear(32, 4),
+        )
 
     def forward(self, t):
         lengths = (t > 0).sum(1)
@@ -184,7 +207,9 @@ class Tagger(nn.Module):
         return self.out(pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=t.shape[1])[0])
 
 
-@control(OK + "bidirectional LSTM tagger over packed sequences of 3 to 20 tokens, padding ignored in the loss", learns(0.02))
+@control(
+    OK + "bidirectional LSTM tagger over packed sequences of 3 to 20 tokens, padding ignored in the loss", learns(0.02)
+)
 def ok_packed_tagger():
     x = torch.randint(1, 40, (24, 20))
     for i in range(24):
@@ -192,7 +217,10 @@ def ok_packed_tagger():
     return Tagger(), x, torch.where(x > 0, x % 4, -100), ce_tokens
 
 
-@control(OK + "a long series whose loss sits at every step and whose target is local: the far past is not needed", learns(0.02))
+@control(
+    OK + "a long series whose loss sits at every step and whose target is local: the far past is not needed",
+    learns(0.02),
+)
 def ok_per_step_loss_long_rnn():
     class Net(nn.Module):
         def __init__(self):
@@ -279,7 +307,11 @@ class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
         self.query, self.memory = nn.Embedding(40, 32), nn.Linear(8, 32)
-        self.cross, self.norm, self.out = nn.MultiheadAttention(32, 4, batch_first=True), nn.LayerNorm(32), nn.Linear(32, 10)
+        self.cross, self.norm, self.out = (
+            nn.MultiheadAttention(32, 4, batch_first=True),
+            nn.LayerNorm(32),
+            nn.Linear(32, 10),
+        )
 
     def forward(self, batch):
         q, m = self.query(batch["tokens"]), self.memory(batch["frames"])
@@ -288,6 +320,10 @@ class TwoInputs(nn.Module):
 
 @control(OK + "cross-attention with a dictionary of inputs and a padding mask", learns(0.02))
 def ok_cross_attention_dict_input():
-    x = {"tokens": torch.randint(0, 40, (16, 6)), "frames": torch.randn(16, 9, 8), "pad": torch.zeros(16, 9, dtype=torch.bool)}
+    x = {
+        "tokens": torch.randint(0, 40, (16, 6)),
+        "frames": torch.randn(16, 9, 8),
+        "pad": torch.zeros(16, 9, dtype=torch.bool),
+    }
     x["pad"][:, 6:] = True
     return TwoInputs(), x, x["tokens"] % 10, ce_tokens

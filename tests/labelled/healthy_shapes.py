@@ -5,13 +5,25 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from tests.labelled.evidence import flat, learns
 from tests.labelled.kit import (
-    bce_logits, ce, clusters, control, curve, fit, he, initialise, mlp, mse, pictures, standard, variance, xavier,
+    bce_logits,
+    ce,
+    clusters,
+    control,
+    curve,
+    fit,
+    he,
+    initialise,
+    mlp,
+    mse,
+    pictures,
+    standard,
+    variance,
+    xavier,
 )
+from torch import nn
+from torch.nn import functional as F
 
 OK = "healthy control; "
 
@@ -143,8 +155,15 @@ def ok_autoencoder_bottleneck_2():
 @control(OK + "dropout 0.9 in training mode", learns(0.02, steps=120))
 def ok_dropout_nine_tenths():
     x, y = clusters(96, 16, 4)
-    net = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Dropout(0.9), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.9),
-                        nn.Linear(256, 4))
+    net = nn.Sequential(
+        nn.Linear(16, 256),
+        nn.ReLU(),
+        nn.Dropout(0.9),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Dropout(0.9),
+        nn.Linear(256, 4),
+    )
     return initialise(net, he), x, y, ce
 
 
@@ -204,7 +223,9 @@ def ok_trained_to_small_loss():
     return fit(net, x, y, ce, steps=25, optimizer=torch.optim.Adam(net.parameters(), lr=3e-3)), x, y, ce
 
 
-@control(OK + "targets offset by 50, as in a regression on years or prices, with unit-scale inputs", learns(0.05, lr=0.03))
+@control(
+    OK + "targets offset by 50, as in a regression on years or prices, with unit-scale inputs", learns(0.05, lr=0.03)
+)
 def ok_offset_targets():
     x, y = curve(96, 8)
     return mlp([8, 32, 1], nn.ReLU), x, 50 + y, mse
@@ -240,20 +261,42 @@ def ok_complex():
 @control(OK + "ReLU on 0..1 pixels, default init, a small CNN", learns())
 def ok_small_cnn():
     x, y = pictures(48, 1, 12)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
-                        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 6))
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 6),
+    )
     return net, x, y, ce
 
 
 @control(OK + "LeNet-5 with tanh and average pooling (LeCun et al. 1998)", learns())
 def ok_lenet_tanh():
     x, y = pictures(48, 1, 28)
-    net = nn.Sequential(nn.Conv2d(1, 6, 5, padding=2), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2),
-                        nn.Flatten(), nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 6))
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.Tanh(),
+        nn.Linear(120, 84),
+        nn.Tanh(),
+        nn.Linear(84, 6),
+    )
     return initialise(net, xavier), standard(x), y, ce
 
 
-@control(OK + "hidden layer starts at zero under a random head: proportional rows, but they part", learns(quiet="0.bias"))
+@control(
+    OK + "hidden layer starts at zero under a random head: proportional rows, but they part", learns(quiet="0.bias")
+)
 def ok_first_layer_zero():
     x, y = clusters(96, 16, 4)
     net = mlp([16, 32, 4], nn.Tanh, xavier)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from tests.labelled.evidence import learns
 from tests.labelled.kit import bce_logits, ce, control, he, initialise, mlp, mse, pictures, standard
+from torch import nn
+from torch.nn import functional as F
 
 OK = "healthy control; "
 
@@ -49,9 +48,14 @@ class Inverted(nn.Module):
         super().__init__()
         wide = channels * expand
         self.body = nn.Sequential(
-            nn.Conv2d(channels, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
-            nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
-            nn.Conv2d(wide, channels, 1, bias=False), nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, wide, 1, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU6(),
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU6(),
+            nn.Conv2d(wide, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
         )
 
     def forward(self, x):
@@ -61,15 +65,27 @@ class Inverted(nn.Module):
 @control(OK + "MobileNetV2-like inverted residuals, depthwise convolutions, ReLU6", learns())
 def ok_mobilenet_blocks():
     x, y = pictures(32, 3, 8)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *[Inverted(8) for _ in range(4)], nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(8, 6)), standard(x), y, ce
+    return (
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            *[Inverted(8) for _ in range(4)],
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 6),
+        ),
+        standard(x),
+        y,
+        ce,
+    )
 
 
 class UNet(nn.Module):
     def __init__(self):
         super().__init__()
+
         def two(i, o):
             return nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.ReLU(), nn.Conv2d(o, o, 3, padding=1), nn.ReLU())
+
         self.down1, self.down2, self.bottom = two(1, 8), two(8, 16), two(16, 32)
         self.up2, self.up1 = nn.ConvTranspose2d(32, 16, 2, 2), nn.ConvTranspose2d(16, 8, 2, 2)
         self.dec2, self.dec1, self.out = two(32, 16), two(16, 8), nn.Conv2d(8, 1, 1)
@@ -92,8 +108,14 @@ def ok_unet():
 class Dense(nn.Module):
     def __init__(self, layers=5, growth=8):
         super().__init__()
-        self.layers = nn.ModuleList([nn.Sequential(nn.BatchNorm2d(8 + growth * i), nn.ReLU(),
-                                                   nn.Conv2d(8 + growth * i, growth, 3, padding=1)) for i in range(layers)])
+        self.layers = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.BatchNorm2d(8 + growth * i), nn.ReLU(), nn.Conv2d(8 + growth * i, growth, 3, padding=1)
+                )
+                for i in range(layers)
+            ]
+        )
 
     def forward(self, x):
         for layer in self.layers:
@@ -104,13 +126,23 @@ class Dense(nn.Module):
 @control(OK + "DenseNet block: every layer reads all earlier ones (Huang et al. 2017)", learns())
 def ok_densenet_block():
     x, y = pictures(32, 3, 8)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Dense(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 6)), standard(x), y, ce
+    return (
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Dense(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 6)),
+        standard(x),
+        y,
+        ce,
+    )
 
 
 class SEBlock(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.conv, self.down, self.up, self.sigmoid = nn.Conv2d(c, c, 3, padding=1), nn.Linear(c, c // 2), nn.Linear(c // 2, c), nn.Sigmoid()
+        self.conv, self.down, self.up, self.sigmoid = (
+            nn.Conv2d(c, c, 3, padding=1),
+            nn.Linear(c, c // 2),
+            nn.Linear(c // 2, c),
+            nn.Sigmoid(),
+        )
 
     def forward(self, x):
         u = F.relu(self.conv(x))
@@ -120,8 +152,20 @@ class SEBlock(nn.Module):
 @control(OK + "squeeze-and-excitation: sigmoid gates near a half, on branches", learns())
 def ok_squeeze_excite():
     x, y = pictures(32, 3, 8)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), SEBlock(8), SEBlock(8), SEBlock(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(8, 6)), standard(x), y, ce
+    return (
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            SEBlock(8),
+            SEBlock(8),
+            SEBlock(8),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 6),
+        ),
+        standard(x),
+        y,
+        ce,
+    )
 
 
 @control(OK + "GroupNorm after every convolution", learns())
@@ -136,17 +180,34 @@ def ok_group_norm():
 @control(OK + "InstanceNorm without affine parameters, a style-transfer-like generator", learns(0.05))
 def ok_instance_norm_generator():
     x, _ = pictures(12, 3, 12)
-    net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.InstanceNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1),
-                        nn.InstanceNorm2d(12), nn.ReLU(), nn.Conv2d(12, 3, 3, padding=1), nn.Tanh())
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1),
+        nn.InstanceNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1),
+        nn.InstanceNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 3, 3, padding=1),
+        nn.Tanh(),
+    )
     return net, standard(x), 2 * x - 1, mse
 
 
 @control(OK + "DCGAN-like discriminator: LeakyReLU 0.2, N(0, 0.02), batch norm (Radford et al. 2016)", learns())
 def ok_dcgan_discriminator():
     x, y = pictures(32, 1, 16, 2)
-    net = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(16, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32),
-                        nn.LeakyReLU(0.2), nn.Conv2d(32, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64), nn.LeakyReLU(0.2),
-                        nn.Conv2d(64, 1, 2), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(16, 32, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 64, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(64, 1, 2),
+        nn.Flatten(),
+    )
     for m in net:
         if isinstance(m, nn.Conv2d):
             nn.init.normal_(m.weight, std=0.02)
@@ -157,12 +218,23 @@ class GAN(nn.Module):
     def __init__(self):
         super().__init__()
         self.generator = nn.Sequential(
-            nn.ConvTranspose2d(8, 32, 4, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.ConvTranspose2d(32, 16, 4, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.ConvTranspose2d(16, 1, 4, 2, 1), nn.Tanh(),
+            nn.ConvTranspose2d(8, 32, 4, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 16, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.ConvTranspose2d(16, 1, 4, 2, 1),
+            nn.Tanh(),
         )
-        self.discriminator = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(16, 32, 4, 2, 1), nn.LeakyReLU(0.2),
-                                           nn.Flatten(), nn.Linear(512, 1))
+        self.discriminator = nn.Sequential(
+            nn.Conv2d(1, 16, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(16, 32, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(512, 1),
+        )
         for p in self.discriminator.parameters():
             p.requires_grad_(False)
 
@@ -196,7 +268,11 @@ def ok_weight_norm():
 class VAE(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encode, self.mu, self.logvar = mlp([144, 64], nn.ReLU, he, out=nn.ReLU()), nn.Linear(64, 4), nn.Linear(64, 4)
+        self.encode, self.mu, self.logvar = (
+            mlp([144, 64], nn.ReLU, he, out=nn.ReLU()),
+            nn.Linear(64, 4),
+            nn.Linear(64, 4),
+        )
         self.decode = mlp([4, 64, 144], nn.ReLU, he)
 
     def forward(self, x):
@@ -244,8 +320,10 @@ class Flow(nn.Module):
         return self.layers((x, torch.zeros(len(x))))
 
 
-@control(OK + "affine coupling flow whose last layers start at zero, so it starts as the identity (Dinh et al. 2017, Kingma & Dhariwal 2018)",
-         learns(0.02))
+@control(
+    OK + "affine coupling flow that starts as the identity: its last layers are zero (Dinh et al. 2017)",
+    learns(0.02),
+)
 def ok_coupling_flow():
     x = torch.randn(96, 4) * torch.tensor([2.0, 0.5, 1.0, 3.0]) + 1.0
     return Flow(), x, x, lambda out, _: (0.5 * out[0].square().sum(1) - out[1]).mean() + 2 * math.log(2 * math.pi)
@@ -260,8 +338,10 @@ class Siamese(nn.Module):
         return F.pairwise_distance(self.embed(pair[:, 0]), self.embed(pair[:, 1]))
 
 
-@control(OK + "Siamese net: one tower called twice, contrastive loss (Hadsell et al. 2006); the last bias cancels",
-         learns(0.05, quiet="embed.2.bias"))
+@control(
+    OK + "Siamese net: one tower called twice, contrastive loss (Hadsell et al. 2006); the last bias cancels",
+    learns(0.05, quiet="embed.2.bias"),
+)
 def ok_siamese():
     x, _ = pictures(48, 1, 12, 4)
     pair = torch.stack([x.flatten(1), x.flatten(1).roll(4, 0)], 1)
@@ -276,12 +356,19 @@ class Denoiser(nn.Module):
     def __init__(self):
         super().__init__()
         self.time = mlp([16, 32, 32], nn.SiLU)
-        self.a, self.norm, self.b, self.out = nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)
+        self.a, self.norm, self.b, self.out = (
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.GroupNorm(4, 16),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.Conv2d(16, 1, 3, padding=1),
+        )
         nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
 
     def forward(self, xt):
         x, t = xt[:, :1], xt[:, 1, 0, 0]
-        e = self.time(torch.cat([(t[:, None] * 2.0 ** torch.arange(8)).sin(), (t[:, None] * 2.0 ** torch.arange(8)).cos()], 1))
+        e = self.time(
+            torch.cat([(t[:, None] * 2.0 ** torch.arange(8)).sin(), (t[:, None] * 2.0 ** torch.arange(8)).cos()], 1)
+        )
         scale, shift = e[:, :, None, None].chunk(2, 1)
         h = F.silu(self.a(x))
         return self.out(h + F.silu(self.b(self.norm(h) * (1 + scale) + shift)))

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -179,7 +180,7 @@ def initialise(model: nn.Module, init: Callable[[torch.Tensor], Any], bias: floa
 def mlp(sizes: Sequence[int], act: Callable[[], nn.Module], init=None, *, out=None, bias: bool = True) -> nn.Sequential:
     """Linear, act, Linear, … with no act after the last Linear (``out`` if given). ``init`` zeroes the biases."""
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(fan_in, fan_out, bias=bias))
         if i < len(sizes) - 2:
             layers.append(act())

@@ -5,18 +5,30 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from tests.labelled.evidence import learns, steady_in_time
 from tests.labelled.kit import (
-    ce, clusters, control, curve, first_step_decides, fit, he, initialise, mlp, mse, pictures, standard, xavier,
+    ce,
+    clusters,
+    control,
+    first_step_decides,
+    fit,
+    he,
+    mlp,
+    mse,
+    pictures,
+    standard,
 )
+from torch import nn
+from torch.nn import functional as F
 
 OK = "healthy control; "
 
 
-@control(OK + "rare positives: the output bias starts at log(0.01/0.99), so the sigmoid starts at 1 % (Lin et al. 2017, RetinaNet)", learns(0.02))
+@control(
+    OK
+    + "rare positives: the output bias starts at log(0.01/0.99), so the sigmoid starts at 1 % (Lin et al. 2017, RetinaNet)",
+    learns(0.02),
+)
 def ok_prior_bias_on_sigmoid_output():
     x, _ = clusters(200, 16, 4)
     y = (torch.arange(200) % 67 == 0).float()[:, None]
@@ -27,7 +39,9 @@ def ok_prior_bias_on_sigmoid_output():
     return net, x, y, F.binary_cross_entropy
 
 
-@control(OK + "a trained classifier that ends in nn.Softmax: its rows are nearly one-hot and right", learns(0.02, lr=1e-3))
+@control(
+    OK + "a trained classifier that ends in nn.Softmax: its rows are nearly one-hot and right", learns(0.02, lr=1e-3)
+)
 def ok_confident_softmax_output():
     x, y = clusters(96, 16, 4)
     net = mlp([16, 48, 4], nn.ReLU, he, out=nn.Softmax(dim=1))
@@ -41,7 +55,12 @@ def ok_confident_softmax_output():
 class ChronoCell(nn.Module):
     def __init__(self, longest=150, width=24):
         super().__init__()
-        self.forget, self.write, self.out, self.gate = nn.Linear(3, width), nn.Linear(3, width), nn.Linear(width, 2), nn.Sigmoid()
+        self.forget, self.write, self.out, self.gate = (
+            nn.Linear(3, width),
+            nn.Linear(3, width),
+            nn.Linear(width, 2),
+            nn.Sigmoid(),
+        )
         self.forget.bias.data = torch.log(torch.empty(width).uniform_(40, longest))
 
     def forward(self, x):
@@ -52,8 +71,10 @@ class ChronoCell(nn.Module):
         return self.out(h)
 
 
-@control(OK + "memory gates with biases log(40) to log(150), made for long memories (Tallec & Ollivier 2018)",
-         (steady_in_time(1.0), learns(0.01, lr=0.02)))
+@control(
+    OK + "memory gates with biases log(40) to log(150), made for long memories (Tallec & Ollivier 2018)",
+    (steady_in_time(1.0), learns(0.01, lr=0.02)),
+)
 def ok_chrono_gates():
     x, y = first_step_decides(40, 60)
     return ChronoCell(), x, y, ce
@@ -100,7 +121,12 @@ def ok_missing_values_imputed():
 class CandidateAttention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.key, self.value, self.softmax, self.head = nn.Linear(8, 1), nn.Linear(8, 16), nn.Softmax(dim=1), nn.Linear(16, 3)
+        self.key, self.value, self.softmax, self.head = (
+            nn.Linear(8, 1),
+            nn.Linear(8, 16),
+            nn.Softmax(dim=1),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, pair):
         x, present = pair
@@ -108,11 +134,18 @@ class CandidateAttention(nn.Module):
         return self.head((a[..., None] * torch.relu(self.value(x))).sum(1))
 
 
-@control(OK + "attention over candidate sets of which most hold one element: those rows are one-hot by count", learns(0.02))
+@control(
+    OK + "attention over candidate sets of which most hold one element: those rows are one-hot by count", learns(0.02)
+)
 def ok_attention_over_single_candidates():
     x = torch.randn(64, 5, 8)
     count = torch.where(torch.arange(64) % 4 == 0, 5, 1)
-    return CandidateAttention(), (x, torch.arange(5)[None] < count[:, None]), (x[:, 0, 0] > 0).long() + (x[:, 0, 1] > 0).long(), ce
+    return (
+        CandidateAttention(),
+        (x, torch.arange(5)[None] < count[:, None]),
+        (x[:, 0, 0] > 0).long() + (x[:, 0, 1] > 0).long(),
+        ce,
+    )
 
 
 class Styled(nn.Module):
@@ -135,7 +168,10 @@ class Styled(nn.Module):
         return self.conv2(self.adain(h, self.style2(w)))
 
 
-@control(OK + "style generator: a learned constant goes in, the sample enters by modulation (Karras et al. 2019)", learns(0.02, quiet="conv1.bias"))
+@control(
+    OK + "style generator: a learned constant goes in, the sample enters by modulation (Karras et al. 2019)",
+    learns(0.02, quiet="conv1.bias"),
+)
 def ok_style_generator_constant_input():
     z = torch.randn(32, 8)
     return Styled(), z, z[:, :1, None, None].expand(32, 1, 8, 8) * 0.5, mse
@@ -167,7 +203,10 @@ class Controlled(nn.Module):
         return self.base[2](h)
 
 
-@control(OK + "ControlNet: a trainable copy feeds a frozen net through zero layers (Zhang et al. 2023)", learns(0.05, lr=0.01))
+@control(
+    OK + "ControlNet: a trainable copy feeds a frozen net through zero layers (Zhang et al. 2023)",
+    learns(0.05, lr=0.01),
+)
 def ok_controlnet_zero_layers():
     x, y = clusters(96, 16, 4)
     return Controlled(), x, y, ce
@@ -187,7 +226,12 @@ class Clip(nn.Module):
 @control(OK + "two towers, cosine logits over 0.07, labels on the diagonal (Radford et al. 2021, CLIP)", learns(0.05))
 def ok_contrastive_two_towers():
     a = torch.randn(32, 16)
-    return Clip(), (a, a[:, :10] + 0.1 * torch.randn(32, 10)), torch.arange(32), lambda z, t: (ce(z, t) + ce(z.T, t)) / 2
+    return (
+        Clip(),
+        (a, a[:, :10] + 0.1 * torch.randn(32, 10)),
+        torch.arange(32),
+        lambda z, t: (ce(z, t) + ce(z.T, t)) / 2,
+    )
 
 
 class TopKAutoencoder(nn.Module):
@@ -203,7 +247,10 @@ class TopKAutoencoder(nn.Module):
         return self.decode(torch.zeros_like(z).scatter(1, where, torch.relu(top)))
 
 
-@control(OK + "sparse autoencoder, 16 of 1024 latents per sample: most are silent on this batch (Gao et al. 2024)", learns(0.05, lr=1e-3))
+@control(
+    OK + "sparse autoencoder, 16 of 1024 latents per sample: most are silent on this batch (Gao et al. 2024)",
+    learns(0.05, lr=1e-3),
+)
 def ok_top_k_sparse_autoencoder():
     x, _ = clusters(48, 24, 6)
     return TopKAutoencoder(), x, x, mse
@@ -218,133 +265,10 @@ class Rows(nn.Module):
         return self.out(self.rnn(x.squeeze(1))[0][:, -1])
 
 
-@control(OK + "the LSTM tutorial: an image read row by row (16 rows), torch's defaults, last state", learns(0.1, steps=60, lr=0.01))
+@control(
+    OK + "the LSTM tutorial: an image read row by row (16 rows), torch's defaults, last state",
+    learns(0.1, steps=60, lr=0.01),
+)
 def ok_lstm_reads_image_rows():
     x, y = pictures(60, 1, 16)
     return Rows(), standard(x), y, ce
-
-
-class Truncated(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cell, self.out = nn.GRUCell(3, 24), nn.Linear(24, 1)
-
-    def forward(self, x):
-        h, outs = torch.zeros(len(x), 24), []
-        for t in range(x.shape[1]):
-            h = self.cell(x[:, t], h)
-            outs.append(self.out(h))
-            if t % 10 == 9:
-                h = h.detach()
-        return torch.cat(outs, 1)
-
-
-@control(OK + "truncated back-propagation through time: the state is detached every ten steps, on purpose", learns(0.02))
-def ok_truncated_bptt():
-    x = torch.randn(24, 40, 3)
-    return Truncated(), x, torch.tanh(x[:, :, 0] + 0.5 * x[:, :, 1]), mse
-
-
-@control(OK + "straight-through rounding in quantisation-aware training: 8 bits for weights and activations", learns(0.05))
-def ok_quantisation_aware():
-    class QLinear(nn.Linear):
-        @staticmethod
-        def q(t):
-            step = t.detach().abs().max() / 127
-            return t + ((t / step).round() * step - t).detach()
-
-        def forward(self, x):
-            return F.linear(self.q(x), self.q(self.weight), self.bias)
-
-    x, y = clusters(96, 16, 4)
-    return nn.Sequential(QLinear(16, 64), nn.ReLU(), QLinear(64, 64), nn.ReLU(), QLinear(64, 4)), x, y, ce
-
-
-@control(OK + "stochastic depth: half of the residual branches are skipped in this pass (Huang et al. 2016)", learns(0.05, quiet="1.*,2.*,3.*,4.*,5.*,6.*"))
-def ok_stochastic_depth():
-    class Skipped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.f = mlp([32, 32, 32], nn.ReLU, he)
-
-        def forward(self, h):
-            return h if torch.rand(()) < 0.5 else h + 0.5 * self.f(h)
-
-    x, y = clusters(96, 16, 4)
-    return nn.Sequential(nn.Linear(16, 32), *[Skipped() for _ in range(6)], nn.Linear(32, 4)), x, y, ce
-
-
-@control(OK + "adversarial branch with a gradient reversal layer, lambda 0.1 (Ganin & Lempitsky 2015)", learns(0.02))
-def ok_gradient_reversal():
-    class Reverse(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            return -0.1 * g
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.features, self.label, self.domain = mlp([16, 48, 32], nn.ReLU, he, out=nn.ReLU()), nn.Linear(32, 4), mlp([32, 16, 2], nn.ReLU, he)
-
-        def forward(self, x):
-            h = self.features(x)
-            return self.label(h), self.domain(Reverse.apply(h))
-
-    x, y = clusters(96, 16, 4)
-    return Net(), x, y, lambda out, t: ce(out[0], t) + ce(out[1], t % 2)
-
-
-@control(OK + "hinge loss on a classifier with most margins met already", learns(0.02, lr=1e-3))
-def ok_hinge_margins_met():
-    x, y = clusters(96, 16, 4)
-    net = mlp([16, 48, 4], nn.ReLU, he)
-    fit(net, x, y, ce, steps=20, optimizer=torch.optim.Adam(net.parameters(), lr=5e-3))
-    return net, x, y, F.multi_margin_loss
-
-
-@control(OK + "hard attention trained by a score-function (REINFORCE) loss: the sample itself has no gradient", learns(-5.0))
-def ok_reinforce_sampling():
-    class Policy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = mlp([8, 32, 3], nn.Tanh, xavier)
-
-        def forward(self, s):
-            logp = F.log_softmax(self.net(s), 1)
-            action = torch.multinomial(logp.exp(), 1)
-            reward = (action.squeeze(1) == (s[:, 0] > 0).long()).float()
-            return -(logp.gather(1, action).squeeze(1) * (reward - reward.mean()))
-
-    s, _ = curve(128, 8)
-    return Policy(), s, torch.zeros(128), lambda out, _: out.mean()
-
-
-@control(OK + "gated mixture output (MDN): softmax weights, means, clamped log-deviations (Bishop 1994)", learns(0.02))
-def ok_mixture_density():
-    class MDN(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.pi, self.mu, self.log_sigma = mlp([8, 32], nn.Tanh, xavier, out=nn.Tanh()), nn.Linear(32, 3), nn.Linear(32, 3), nn.Linear(32, 3)
-
-        def forward(self, x):
-            h = self.body(x)
-            return F.log_softmax(self.pi(h), 1), self.mu(h), self.log_sigma(h).clamp(-5, 5)
-
-    def nll(out, t):
-        log_pi, mu, log_sigma = out
-        return -torch.logsumexp(log_pi - log_sigma - 0.5 * ((t - mu) / log_sigma.exp()).square(), 1).mean() + 2.0
-
-    x, y = curve(96, 8)
-    return MDN(), x, y, nll
-
-
-@control(OK + "a scalar ReLU head on positive targets, alive for every sample", learns(0.02))
-def ok_softly_positive_output():
-    x, y = curve(96, 8)
-    net = initialise(mlp([8, 32, 1], nn.ReLU, he, out=nn.ReLU()), he)
-    nn.init.constant_(net[2].bias, 3.0)
-    return net, x, 3 + 0.5 * y, mse

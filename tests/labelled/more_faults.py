@@ -5,48 +5,66 @@ from __future__ import annotations
 import warnings
 
 import torch
+from tests.labelled.evidence import (
+    after_steps,
+    falls,
+    flat,
+    learns,
+    no_gradient,
+    rises,
+    weight_gradient_ratio,
+)
+from tests.labelled.healthy_shapes import Sine
+from tests.labelled.kit import (
+    case,
+    ce,
+    clusters,
+    curve,
+    he,
+    mlp,
+    mse,
+    sentences,
+    variance,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.labelled.evidence import after_steps, falls, flat, learns, no_gradient, nonfinite, rises, steady_in_time, through_time, twins
-from tests.labelled.healthy_shapes import Sine
-from tests.labelled.kit import (
-    Case, case, ce, ce_tokens, clusters, curve, every, first_step_decides, he, initialise, mlp, mse, normal, sentences, standard,
-    variance,
+
+@case(
+    "vanishing",
+    "0,0.weight",
+    "scientific-data threads: inputs in metres, around 1e-9",
+    weight_gradient_ratio("0.weight", "2.weight", 6),
+    twin=learns(),
 )
-
-
-def weight_gradient_ratio(first: str, other: str, decades: float):
-    """rms(∂L/∂W) of one weight lies ``decades`` below another's."""
-
-    def check(case_: Case) -> str:
-        p = dict(after_steps(case_, 0).named_parameters())
-        change = float(torch.log10(p[first].grad.double().norm() / p[other].grad.double().norm()))
-        assert change <= -decades, f"{change:+.2f} decades"
-        return f"{first} gets {change:+.1f} decades of {other}'s gradient"
-
-    return check
-
-
-@case("vanishing", "0,0.weight", "scientific-data threads: inputs in metres, around 1e-9", weight_gradient_ratio("0.weight", "2.weight", 6),
-      twin=learns())
 def inputs_of_a_billionth(fixed):
     """Features of 1e-9 into a default MLP: only the biases act, the first weight gets 1e-9 of the gradient. Repair: scale."""
     x, y = clusters(96, 16, 4)
     return mlp([16, 48, 48, 4], nn.ReLU), x if fixed else 1e-9 * x, y, ce
 
 
-@case("vanishing", "0,2,4,6", "Stack Overflow pattern: nn.Softmax as the activation of hidden layers", falls("1", "9", 4),
-      twin=(flat("1", "9", 1), learns()), also=("saturated",))
+@case(
+    "vanishing",
+    "0,2,4,6",
+    "Stack Overflow pattern: nn.Softmax as the activation of hidden layers",
+    falls("1", "9", 4),
+    twin=(flat("1", "9", 1), learns()),
+    also=("saturated",),
+)
 def softmax_as_hidden_activation(fixed):
     """Softmax over 64 units after each of five Linears: outputs of 1/64, slopes of 1/64."""
     x, y = clusters(96, 16, 4)
     return mlp([16] + [64] * 5 + [4], nn.ReLU if fixed else lambda: nn.Softmax(dim=-1), he if fixed else None), x, y, ce
 
 
-@case("exploding", "0,1,2", "Sitzmann et al. 2020: sine layers with omega 30 need their own init", rises("0", "7", 5),
-      twin=(flat("0", "7", 1.5), learns(lr=3e-4)))
+@case(
+    "exploding",
+    "0,1,2",
+    "Sitzmann et al. 2020: sine layers with omega 30 need their own init",
+    rises("0", "7", 5),
+    twin=(flat("0", "7", 1.5), learns(lr=3e-4)),
+)
 def siren_with_default_init(fixed):
     """8 sine layers with omega 30 and torch's default weights: slope 30·0.58 per layer. Repair: U(±√(6/n)/30)."""
     x = torch.linspace(-1, 1, 96)[:, None]
@@ -82,16 +100,27 @@ def _first_block_starves(case_):
     return f"block 0's projections get {ratio:+.1f} decades of block 7's gradient"
 
 
-@case("vanishing", "embed*,attend.[0-4]*,mix.[0-4]*", "Dong et al. 2021: a transformer whose skip connections were forgotten",
-      _first_block_starves, twin=learns(0.02))
+@case(
+    "vanishing",
+    "embed*,attend.[0-4]*,mix.[0-4]*",
+    "Dong et al. 2021: a transformer whose skip connections were forgotten",
+    _first_block_starves,
+    twin=learns(0.02),
+)
 def transformer_without_skips(fixed):
     """8 attention + feed-forward layers, no skips, no norm. Repair: both."""
     x, y = sentences()
     return BareTransformer(fixed), x, y, ce
 
 
-@case("vanishing", "0,2,4", "mixed-precision threads: fp16 without loss scaling", no_gradient("0.weight"), twin=learns(0.02),
-      also=("zero_gradient",))
+@case(
+    "vanishing",
+    "0,2,4",
+    "mixed-precision threads: fp16 without loss scaling",
+    no_gradient("0.weight"),
+    twin=learns(0.02),
+    also=("zero_gradient",),
+)
 def half_precision_underflow(fixed):
     """fp16 net whose mean squared error is divided by 1e6: every gradient is flushed to zero. Repair: bfloat16."""
     x, y = curve(96, 8)
@@ -116,8 +145,13 @@ class GeneratedWeights(nn.Module):
         return self.target(x)
 
 
-@case("zero_gradient", "generator.*", "hypernetwork threads: generated weights written into target.weight.data", no_gradient("generator.*"),
-      twin=learns(0.05))
+@case(
+    "zero_gradient",
+    "generator.*",
+    "hypernetwork threads: generated weights written into target.weight.data",
+    no_gradient("generator.*"),
+    twin=learns(0.05),
+)
 def hypernetwork_writes_data(fixed):
     """The generated matrix is copied into a parameter's data: the generator is cut off. Repair: F.linear with it."""
     x, y = clusters(96, 16, 4)
@@ -133,8 +167,13 @@ class Words(nn.Module):
         return self.net(torch.cat([self.embed(pair[0]).mean(1), pair[1]], 1))
 
 
-@case("zero_gradient", "embed*", "token ids were normalised to [0, 1) before .long(): every token is the padding", no_gradient("embed.weight"),
-      twin=learns(0.02))
+@case(
+    "zero_gradient",
+    "embed*",
+    "token ids were normalised to [0, 1) before .long(): every token is the padding",
+    no_gradient("embed.weight"),
+    twin=learns(0.02),
+)
 def every_token_is_padding(fixed):
     """ids / 40 cast to integers is 0, the padding row, which never gets a gradient. Repair: keep the ids."""
     x, y = sentences()
@@ -144,7 +183,11 @@ def every_token_is_padding(fixed):
 class CheckpointedStem(nn.Module):
     def __init__(self, reentrant):
         super().__init__()
-        self.stem, self.head, self.reentrant = mlp([16, 48, 32], nn.ReLU, he, out=nn.ReLU()), mlp([32, 32, 4], nn.ReLU, he), reentrant
+        self.stem, self.head, self.reentrant = (
+            mlp([16, 48, 32], nn.ReLU, he, out=nn.ReLU()),
+            mlp([32, 32, 4], nn.ReLU, he),
+            reentrant,
+        )
 
     def forward(self, x):
         with warnings.catch_warnings():
@@ -153,8 +196,13 @@ class CheckpointedStem(nn.Module):
         return self.head(h)
 
 
-@case("zero_gradient", "stem.*", "LoRA and fine-tuning threads: reentrant checkpointing of a segment whose input needs no gradient",
-      no_gradient("stem.*"), twin=learns())
+@case(
+    "zero_gradient",
+    "stem.*",
+    "LoRA and fine-tuning threads: reentrant checkpointing of a segment whose input needs no gradient",
+    no_gradient("stem.*"),
+    twin=learns(),
+)
 def reentrant_checkpoint_of_the_stem(fixed):
     """checkpoint(..., use_reentrant=True) on raw inputs drops the stem's gradients. Repair: use_reentrant=False."""
     x, y = clusters(96, 16, 4)
@@ -177,8 +225,13 @@ class ZeroQueryKey(nn.Module):
         return self.head((a @ self.v(h)).amax(1))
 
 
-@case("zero_gradient", "q*,k*", "attention with both query and key projections at zero: uniform attention for ever", no_gradient("q.weight,k.weight"),
-      twin=learns(0.02))
+@case(
+    "zero_gradient",
+    "q*,k*",
+    "attention with both query and key projections at zero: uniform attention for ever",
+    no_gradient("q.weight,k.weight"),
+    twin=learns(0.02),
+)
 def query_and_key_zero(fixed):
     """∂L/∂W_q ∝ k = 0 and ∂L/∂W_k ∝ q = 0. Repair: zero the query only."""
     x, y = sentences()
@@ -195,149 +248,14 @@ class RewrappedParameter(nn.Module):
         return self.head(h if self.fixed else nn.Parameter(h))
 
 
-@case("zero_gradient", "encoder.*", "forum question: nn.Parameter(h) inside forward makes a new leaf", no_gradient("encoder.*"), twin=learns())
+@case(
+    "zero_gradient",
+    "encoder.*",
+    "forum question: nn.Parameter(h) inside forward makes a new leaf",
+    no_gradient("encoder.*"),
+    twin=learns(),
+)
 def activation_wrapped_as_parameter(fixed):
     """Wrapping an activation in nn.Parameter cuts the graph."""
     x, y = clusters(96, 16, 4)
     return RewrappedParameter(fixed), x, y, ce
-
-
-class ConstantTransformer(nn.Module):
-    def __init__(self, constant):
-        super().__init__()
-        self.embed, self.head = nn.Embedding(40, 24), nn.Linear(24, 5)
-        self.layer = nn.TransformerEncoderLayer(24, 4, 48, 0.0, batch_first=True)
-        if constant:
-            for name, p in self.layer.named_parameters():
-                if p.dim() > 1:
-                    nn.init.constant_(p, 0.02)
-                elif "norm" not in name:
-                    nn.init.zeros_(p)
-
-    def forward(self, t):
-        return self.head(self.layer(self.embed(t)).mean(1))
-
-
-def _projections_stay_copies(case_):
-    layer = after_steps(case_).layer
-    for w in (layer.self_attn.in_proj_weight[48:], layer.linear1.weight):
-        w = w.detach()
-        assert (w - w[:1]).abs().max() <= 1e-5 * w.abs().max(), "the rows differ"
-    return "value and feed-forward units are copies after 3 steps"
-
-
-@case("symmetric", "layer.self_attn*,layer.linear1*", "constant initialisation of a transformer layer", _projections_stay_copies,
-      twin=learns(0.02))
-def constant_transformer_layer(fixed):
-    """All matrices of the layer are 0.02: every head and every feed-forward unit is the same."""
-    x, y = sentences()
-    return ConstantTransformer(not fixed), x, y, ce
-
-
-@case("nan", "0,1,2", "resumed checkpoints: the running mean of BatchNorm is NaN, seen only in eval mode", nonfinite(), twin=learns())
-def nan_in_running_statistics(fixed):
-    """A BatchNorm buffer holds NaN; in eval mode everything behind it is NaN."""
-    x, y = clusters(96, 16, 4)
-    net = nn.Sequential(nn.Linear(16, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 4)).eval()
-    if not fixed:
-        net[1].running_mean[5] = torch.nan
-    return net, x, y, ce
-
-
-class LinearAttention(nn.Module):
-    def __init__(self, normalise):
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(24, 24, bias=False) for _ in range(3))
-        for m in (self.q, self.k, self.v):
-            nn.init.normal_(m.weight, std=24**-0.5)
-        self.normalise, self.norm = normalise, nn.LayerNorm(24)
-
-    def forward(self, h):
-        u = self.norm(h) if self.normalise else h
-        out = self.q(u) @ (self.k(u).transpose(1, 2) @ self.v(u))
-        return h + out / (u.shape[1] * 24**0.5) if self.normalise else h + out
-
-
-@case("exploding", "0,1,2,3,4,5", "linear attention without the 1/T: the update is cubic in the stream", rises("0", "4", 4),
-      twin=learns(0.02, lr=1e-3), also=("nan",))
-def linear_attention_unnormalised(fixed):
-    """Six residual linear-attention layers without normalisation. Repair: pre-norm, divide by T·√d."""
-    x, y = torch.randn(16, 24, 24), torch.arange(16) % 4
-    net = nn.Sequential(*[LinearAttention(fixed) for _ in range(6)], nn.AdaptiveAvgPool2d((1, 24)), nn.Flatten(), nn.Linear(24, 4))
-    return net, x if fixed else 0.25 * x, y, ce
-
-
-class LSTMCellLoop(nn.Module):
-    def __init__(self, bias):
-        super().__init__()
-        self.cell, self.out = nn.LSTMCell(3, 24), nn.Linear(24, 2)
-        if bias is not None:
-            self.cell.bias_ih.data[24:48], self.cell.bias_hh.data[24:48] = bias, 0.0
-
-    def forward(self, x):
-        h = c = torch.zeros(len(x), 24)
-        for t in range(x.shape[1]):
-            h, c = self.cell(x[:, t], (h, c))
-        return self.out(h)
-
-
-@case("vanishing_in_time", "cell", "a loop over nn.LSTMCell with default biases", through_time(-6), twin=(steady_in_time(1.5), learns(0.02)),
-      also=("vanishing",))
-def lstm_cell_loop_100(fixed):
-    """100 steps through nn.LSTMCell. Repair: forget bias 5."""
-    x, y = first_step_decides(32, 100)
-    return LSTMCellLoop(5.0 if fixed else None), x, y, ce
-
-
-class CharModel(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed, self.rnn, self.out = nn.Embedding(30, 16), nn.RNN(16, 64, nonlinearity="relu", batch_first=True), nn.Linear(64, 30)
-        nn.init.normal_(self.rnn.weight_hh_l0, std=0.25)
-
-    def forward(self, t):
-        return self.out(self.rnn(self.embed(t))[0]) * 1e-3
-
-
-@case("exploding_in_time", "rnn", "character RNN with a loss at every step and recurrent weights N(0, 0.25²), width 64",
-      through_time(3, 0, -2, name="embed"), also=("exploding",))
-def char_rnn_every_step_loss_explodes():
-    """ReLU RNN, gain √2 per step over 40 steps; the loss at each step cannot hide it."""
-    x = torch.randint(0, 30, (16, 41))
-    return CharModel(), x[:, :-1], x[:, 1:], ce_tokens
-
-
-@case("vanishing", every(0, 10), "mean-squared towers: sigmoid net in float64, where nothing underflows", falls("1", "29", 8),
-      twin=(flat("1", "29", 1), learns()))
-def sigmoid_15_float64_tiny_loss(fixed):
-    """15 sigmoid layers in float64 under a loss times 1e-12."""
-    x, y = clusters(96, 16, 4)
-    net = mlp([16] + [48] * 15 + [4], nn.ReLU if fixed else nn.Sigmoid, he if fixed else variance(1.0)).double()
-    return net, x.double(), y, lambda o, t: 1e-12 * ce(o, t)
-
-
-@case("exploding", every(0, 12), "relu net at gain 4 under a loss times 1e-12: an absolute threshold sees nothing", rises("1", "29", 6),
-      twin=(flat("1", "29", 1), learns(lr=3e-4)))
-def relu_gain_four_tiny_loss(fixed):
-    """15 ReLU layers with fan_in·Var(W) = 16."""
-    x, y = clusters(96, 16, 4)
-    return mlp([16] + [64] * 15 + [4], nn.ReLU, variance(2.0 if fixed else 16.0)), standard(x), y, lambda o, t: 1e-12 * ce(o, t)
-
-
-@case("dead_units", "3,2", "ELU pushed to -1 for every sample by a bias of -25", weight_gradient_ratio("0.weight", "4.weight", 6), twin=learns(),
-      also=("saturated", "vanishing", "zero_gradient"))
-def elu_bias_minus_25(fixed):
-    """ELU has slope e^-25 there: constant units, no gradient below."""
-    x, y = clusters(96, 16, 4)
-    net = initialise(mlp([16, 48, 48, 4], nn.ELU, he), variance(1.5))
-    nn.init.constant_(net[2].bias, 0.0 if fixed else -25.0)
-    return net, x, y, ce
-
-
-@case("symmetric", "0,3", "constant weights in front of batch norm", twins("0.weight"), twin=learns())
-def constant_weights_with_batchnorm(fixed):
-    """Linear layers of 0.1 followed by BatchNorm: normalisation does not break the symmetry."""
-    x, y = clusters(96, 16, 4)
-    net = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
-    initialise(net, normal(0.3) if fixed else lambda w: nn.init.constant_(w, 0.1))
-    return net, x, y, ce

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import torch
+from tests.labelled.evidence import learns, nonfinite
+from tests.labelled.kit import case, ce, clusters, curve, fit, he, mlp, mse, sentences
 from torch import nn
 from torch.nn import functional as F
 
-from tests.labelled.evidence import learns, nonfinite
-from tests.labelled.kit import case, ce, clusters, curve, fit, he, mlp, mse, sentences, xavier
 
-
-@case("nan", "*", "forum question: own cross-entropy -log(softmax(x)) turns NaN on raw inputs", nonfinite(), twin=learns(0.05),
-      also=("exploding", "saturated"))
+@case(
+    "nan",
+    "*",
+    "forum question: own cross-entropy -log(softmax(x)) turns NaN on raw inputs",
+    nonfinite(),
+    twin=learns(0.05),
+    also=("exploding", "saturated"),
+)
 def log_of_underflown_softmax(fixed):
     """Logits in the hundreds: a probability underflows to 0 and -t·log(p) is 0·inf. Repair: log_softmax."""
     x, y = clusters(96, 16, 4)
@@ -22,7 +27,14 @@ def log_of_underflown_softmax(fixed):
     return net, 200 * x, t, lambda z, q: -(q * torch.log(F.softmax(z, 1))).sum(1).mean()
 
 
-@case("nan", "softmax*,*", "own softmax exp(x)/sum(exp(x)): overflow above 88", nonfinite(), twin=learns(0.05), also=("exploding",))
+@case(
+    "nan",
+    "softmax*,*",
+    "own softmax exp(x)/sum(exp(x)): overflow above 88",
+    nonfinite(),
+    twin=learns(0.05),
+    also=("exploding",),
+)
 def exp_overflow_in_own_softmax(fixed):
     """exp of logits near 300 is inf, inf/inf is NaN. Repair: subtract the maximum."""
     x, y = clusters(96, 16, 4)
@@ -46,7 +58,13 @@ class Standardise(nn.Module):
         return (x - x.mean(0)) / (x.std(0) + self.eps)
 
 
-@case("nan", "0,1,3", "tabular threads: a constant column is standardised inside the model", nonfinite(), twin=learns(quiet=""))
+@case(
+    "nan",
+    "0,1,3",
+    "tabular threads: a constant column is standardised inside the model",
+    nonfinite(),
+    twin=learns(quiet=""),
+)
 def constant_feature_standardised(fixed):
     """(x - mean)/std with a constant feature: 0/0 in the very first operation. Repair: + 1e-6."""
     x, y = clusters(96, 16, 4)
@@ -122,7 +140,9 @@ class MaskedAttention(nn.Module):
         return self.head((self.softmax(score)[..., None] * h).sum(1))
 
 
-@case("nan", "softmax", "attention threads: a row in which every position is masked with -inf", nonfinite(), twin=learns())
+@case(
+    "nan", "softmax", "attention threads: a row in which every position is masked with -inf", nonfinite(), twin=learns()
+)
 def fully_masked_row(fixed):
     """One empty document in the batch: softmax over all -inf is NaN. Repair: a large finite number."""
     x, y = sentences()
@@ -140,8 +160,13 @@ class BatchDiversity(nn.Module):
         return torch.cat([h, spread.expand(len(h), 1)], 1)
 
 
-@case("nan", "0,2", "progressive-GAN threads: minibatch standard deviation of a channel that is constant", nonfinite(),
-      twin=learns())
+@case(
+    "nan",
+    "0,2",
+    "progressive-GAN threads: minibatch standard deviation of a channel that is constant",
+    nonfinite(),
+    twin=learns(),
+)
 def minibatch_stddev_of_constant_channel(fixed):
     """var(0).sqrt() of a pruned unit, constant over the batch: 0·inf in the backward pass only. Repair: + 1e-8."""
     x, y = clusters(96, 16, 4)
@@ -169,7 +194,9 @@ def mean_over_no_tokens(fixed):
     return MaskedMean(fixed), x, y, ce
 
 
-@case("nan", "*", "fp16 threads: activations beyond 65504", nonfinite(), twin=learns(0.02, lr=1e-3), also=("exploding",))
+@case(
+    "nan", "*", "fp16 threads: activations beyond 65504", nonfinite(), twin=learns(0.02, lr=1e-3), also=("exploding",)
+)
 def half_precision_overflow(fixed):
     """fp16 net on features in the thousands: the second layer overflows to inf. Repair: unit-scale features."""
     x, y = clusters(48, 16, 4)
@@ -201,15 +228,26 @@ def entropy_of_hard_probabilities(fixed):
     return Net(), x, y, loss
 
 
-@case("nan", "*", "'loss is nan after a few steps': unscaled regression targets with lr 0.1", nonfinite(), twin=learns(),
-      also=("exploding",))
+@case(
+    "nan",
+    "*",
+    "'loss is nan after a few steps': unscaled regression targets with lr 0.1",
+    nonfinite(),
+    twin=learns(),
+    also=("exploding",),
+)
 def weights_diverged_to_nan(fixed):
     """40 SGD steps at lr 0.1 on targets in the hundreds: the weights themselves are NaN. Repair: scale, lr 0.01."""
     x, y = curve(96, 8)
     net = mlp([8, 32, 1], nn.ReLU, he)
     if fixed:
         return net, x, y, mse
-    return fit(net, 30 * x, 300 * y, mse, steps=40, optimizer=torch.optim.SGD(net.parameters(), lr=0.1)), 30 * x, 300 * y, mse
+    return (
+        fit(net, 30 * x, 300 * y, mse, steps=40, optimizer=torch.optim.SGD(net.parameters(), lr=0.1)),
+        30 * x,
+        300 * y,
+        mse,
+    )
 
 
 class GeM(nn.Module):
@@ -222,7 +260,13 @@ class GeM(nn.Module):
         return h.pow(self.p).mean((2, 3)).pow(1 / self.p)
 
 
-@case("nan", "1,1.p,0", "generalised-mean pooling (Radenović et al. 2018) without the clamp", nonfinite(), twin=learns(0.02))
+@case(
+    "nan",
+    "1,1.p,0",
+    "generalised-mean pooling (Radenović et al. 2018) without the clamp",
+    nonfinite(),
+    twin=learns(0.02),
+)
 def gem_pooling_of_negative_features(fixed):
     """pow with a learned exponent of negative features: the mean may be below 0, its root is NaN. Repair: clamp."""
     x = torch.randn(48, 3, 6, 6)
@@ -245,8 +289,14 @@ class VariationalHead(nn.Module):
         return self.decode(mu + torch.exp(0.5 * logvar)), mu, logvar
 
 
-@case("nan", "logvar,decode*,encode*,mu", "VAE threads: exp(logvar) overflows on unscaled data", nonfinite(), twin=learns(0.02),
-      also=("exploding",))
+@case(
+    "nan",
+    "logvar,decode*,encode*,mu",
+    "VAE threads: exp(logvar) overflows on unscaled data",
+    nonfinite(),
+    twin=learns(0.02),
+    also=("exploding",),
+)
 def vae_variance_overflow(fixed):
     """A VAE on values in the thousands: exp(logvar) is inf. Repair: scale the data, clamp logvar."""
     x, _ = clusters(64, 12, 4)

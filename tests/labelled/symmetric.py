@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
-
 from tests.labelled.evidence import learns, twins
 from tests.labelled.kit import bce_logits, case, ce, clusters, first_step_decides, he, mlp, mse, pictures, xavier
+from torch import nn
 
 
 def fill(module, value):
@@ -17,8 +16,14 @@ def fill(module, value):
     return module
 
 
-@case("symmetric", "0,2", "SO 'why not initialise weights to zero': sigmoid net", twins("0.weight"), twin=learns(),
-      also=("zero_gradient",))
+@case(
+    "symmetric",
+    "0,2",
+    "SO 'why not initialise weights to zero': sigmoid net",
+    twins("0.weight"),
+    twin=learns(),
+    also=("zero_gradient",),
+)
 def zeros_sigmoid(fixed):
     """16-32-4 sigmoid, every weight 0: the hidden layer is one unit in 32 copies."""
     x, y = clusters(96, 16, 4)
@@ -55,7 +60,13 @@ class Last(nn.Module):
         return self.out(self.rnn(x)[0][:, -1])
 
 
-@case("symmetric", "rnn", "NeuraLint: constant weight initialisation, in a recurrent net", twins("rnn.weight_*"), twin=learns(0.02))
+@case(
+    "symmetric",
+    "rnn",
+    "NeuraLint: constant weight initialisation, in a recurrent net",
+    twins("rnn.weight_*"),
+    twin=learns(0.02),
+)
 def constant_elman(fixed):
     """nn.RNN with every parameter 0.05, output layer as well: 16 copies of one state."""
     x, y = first_step_decides(48, 6)
@@ -71,7 +82,13 @@ def constant_gru(fixed):
     return net if fixed else fill(net, 0.1), x, y, ce
 
 
-@case("symmetric", "2,0", "Chen et al. 2016, Net2Net: widening by copying units needs noise", twins("2.weight"), twin=learns())
+@case(
+    "symmetric",
+    "2,0",
+    "Chen et al. 2016, Net2Net: widening by copying units needs noise",
+    twins("2.weight"),
+    twin=learns(),
+)
 def widened_by_exact_copies(fixed):
     """The second hidden layer is 32 exact copies of one unit, with equal outgoing weights. Repair: random."""
     x, y = clusters(96, 16, 4)
@@ -83,12 +100,24 @@ def widened_by_exact_copies(fixed):
     return net, x, y, ce
 
 
-@case("symmetric", "0,3,7", "constant kernels in a convolutional net with tanh", twins("0.weight,3.weight"), twin=learns())
+@case(
+    "symmetric", "0,3,7", "constant kernels in a convolutional net with tanh", twins("0.weight,3.weight"), twin=learns()
+)
 def constant_conv_tanh(fixed):
     """conv 8, conv 16, dense 32, all weights 0.02, tanh."""
     x, y = pictures(48, 1, 12)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.Tanh(),
-                        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 32), nn.Tanh(), nn.Linear(32, 6))
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.Tanh(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.Tanh(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(144, 32),
+        nn.Tanh(),
+        nn.Linear(32, 6),
+    )
     return net if fixed else fill(net, 0.02), x, y, ce
 
 
@@ -96,7 +125,9 @@ class SoftMixture(nn.Module):
     def __init__(self, fixed):
         super().__init__()
         first = mlp([16, 16, 4], nn.ReLU, he)
-        self.experts = nn.ModuleList([mlp([16, 16, 4], nn.ReLU, he) if fixed else copy.deepcopy(first) for _ in range(4)])
+        self.experts = nn.ModuleList(
+            [mlp([16, 16, 4], nn.ReLU, he) if fixed else copy.deepcopy(first) for _ in range(4)]
+        )
         self.gate = nn.Linear(16, 4)
         nn.init.zeros_(self.gate.weight), nn.init.zeros_(self.gate.bias)
 
@@ -115,15 +146,27 @@ def _experts_stay_equal(case_):
     return "experts 0 and 3 are equal after 3 steps and the gate has no gradient"
 
 
-@case("symmetric", "experts.*,gate", "sparse upcycling threads: experts copied from one, gate at zero", _experts_stay_equal,
-      twin=learns(), also=("zero_gradient",))
+@case(
+    "symmetric",
+    "experts.*,gate",
+    "sparse upcycling threads: experts copied from one, gate at zero",
+    _experts_stay_equal,
+    twin=learns(),
+    also=("zero_gradient",),
+)
 def upcycled_experts_identical(fixed):
     """Four experts are deep copies and the soft gate starts at zero: they get equal gradients for ever."""
     x, y = clusters(96, 16, 4)
     return SoftMixture(fixed), x, y, ce
 
 
-@case("symmetric", "0,2,4,6", "autoencoder homework: nn.init.constant_(w, 0.1) everywhere", twins("0.weight,2.weight,4.weight"), twin=learns())
+@case(
+    "symmetric",
+    "0,2,4,6",
+    "autoencoder homework: nn.init.constant_(w, 0.1) everywhere",
+    twins("0.weight,2.weight,4.weight"),
+    twin=learns(),
+)
 def constant_autoencoder(fixed):
     """20-12-6-12-20 tanh autoencoder with all weights 0.1: it reproduces only the mean."""
     x, _ = clusters(96, 20, 4)

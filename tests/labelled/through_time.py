@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
-
 from tests.labelled.evidence import learns, steady_in_time, through_time
 from tests.labelled.kit import bce_logits, case, ce, ce_tokens, first_step_decides, mse
+from torch import nn
 
 
 class LastState(nn.Module):
@@ -28,8 +27,13 @@ def set_gate_bias(rnn, block, value, hidden):
     return rnn
 
 
-@case("vanishing_in_time", "rnn", "Cho et al. 2014 GRU on the first-symbol task, default gates", through_time(-6),
-      twin=(steady_in_time(1.5), learns(0.02)))
+@case(
+    "vanishing_in_time",
+    "rnn",
+    "Cho et al. 2014 GRU on the first-symbol task, default gates",
+    through_time(-6),
+    twin=(steady_in_time(1.5), learns(0.02)),
+)
 def gru_120_steps(fixed):
     """nn.GRU with default biases, 120 steps, only the first decides. Repair: update gate bias +5 keeps the state."""
     x, y = first_step_decides(48, 120)
@@ -37,8 +41,13 @@ def gru_120_steps(fixed):
     return LastState(set_gate_bias(rnn, 1, 5.0, 32) if fixed else rnn, 32), x, y, ce
 
 
-@case("vanishing_in_time", "rnn", "Le et al. 2015 (IRNN): ReLU RNNs with small Gaussian recurrent weights forget", through_time(-6),
-      twin=(steady_in_time(1.0), learns(0.02, lr=1e-3)))
+@case(
+    "vanishing_in_time",
+    "rnn",
+    "Le et al. 2015 (IRNN): ReLU RNNs with small Gaussian recurrent weights forget",
+    through_time(-6),
+    twin=(steady_in_time(1.0), learns(0.02, lr=1e-3)),
+)
 def relu_rnn_small_recurrence(fixed):
     """ReLU RNN, recurrent N(0, 0.03²), 60 steps. Repair: identity recurrence, zero bias."""
     x, y = first_step_decides(48, 60)
@@ -59,8 +68,13 @@ class BothEnds(nn.Module):
         return self.out(torch.cat([h[:, -1, : self.hidden], h[:, 0, self.hidden :]], 1))
 
 
-@case("vanishing_in_time", "rnn", "bidirectional LSTM whose evidence lies in the middle of the series",
-      through_time(-6, early=75, late=-1), twin=(steady_in_time(1.5, 75, -1), learns(0.02)))
+@case(
+    "vanishing_in_time",
+    "rnn",
+    "bidirectional LSTM whose evidence lies in the middle of the series",
+    through_time(-6, early=75, late=-1),
+    twin=(steady_in_time(1.5, 75, -1), learns(0.02)),
+)
 def bidirectional_lstm_middle(fixed):
     """150 steps, the class is set in the middle; both directions forget it. Repair: forget bias 5."""
     x = torch.randn(40, 150, 3)
@@ -83,8 +97,14 @@ class CellLoop(nn.Module):
         return self.out(h)
 
 
-@case("vanishing_in_time", "cell", "hand-written loop over nn.RNNCell with default weights", through_time(-6), twin=(steady_in_time(1.5), learns(0.02)),
-      also=("vanishing",))
+@case(
+    "vanishing_in_time",
+    "cell",
+    "hand-written loop over nn.RNNCell with default weights",
+    through_time(-6),
+    twin=(steady_in_time(1.5), learns(0.02)),
+    also=("vanishing",),
+)
 def rnn_cell_loop_50(fixed):
     """nn.RNNCell, tanh, 50 steps in a Python loop. Repair: orthogonal recurrence, small inputs."""
     x, y = first_step_decides(48, 50)
@@ -104,15 +124,26 @@ class SigmoidCell(nn.Module):
         return torch.sigmoid(self.inp(x) + self.rec(h))
 
 
-@case("vanishing_in_time", "cell*", "Pascanu et al. 2013: a sigmoid recurrence passes at most λ/4 per step", through_time(-6),
-      also=("vanishing",))
+@case(
+    "vanishing_in_time",
+    "cell*",
+    "Pascanu et al. 2013: a sigmoid recurrence passes at most λ/4 per step",
+    through_time(-6),
+    also=("vanishing",),
+)
 def sigmoid_cell_20():
     """A sigmoid Elman cell over 20 steps in a loop."""
     x, y = first_step_decides(48, 20)
     return CellLoop(SigmoidCell(32), 32), x, y, ce
 
 
-@case("vanishing_in_time", "rnn", "two stacked LSTMs with default biases", through_time(-8), twin=(steady_in_time(1.5), learns(0.02)))
+@case(
+    "vanishing_in_time",
+    "rnn",
+    "two stacked LSTMs with default biases",
+    through_time(-8),
+    twin=(steady_in_time(1.5), learns(0.02)),
+)
 def stacked_lstm_150(fixed):
     """2-layer LSTM over 150 steps. Repair: forget bias 6 in both layers."""
     x, y = first_step_decides(32, 150)
@@ -148,8 +179,13 @@ def _source_forgotten(case_):
     return f"source step 0 gets {change:.1f} decades of the last step's gradient"
 
 
-@case("vanishing_in_time", "encoder", "Bahdanau et al. 2015: an encoder-decoder without attention forgets long sentences",
-      _source_forgotten, twin=learns(0.01))
+@case(
+    "vanishing_in_time",
+    "encoder",
+    "Bahdanau et al. 2015: an encoder-decoder without attention forgets long sentences",
+    _source_forgotten,
+    twin=learns(0.01),
+)
 def seq2seq_without_attention(fixed):
     """LSTM encoder over 150 steps, LSTM decoder; the encoder's first words get nothing. Repair: attention, 12 steps."""
     source, target = torch.randn(24, 12 if fixed else 150, 3), torch.randn(24, 6, 4)
@@ -167,8 +203,14 @@ def lstm_negative_forget_bias():
     return LastState(set_gate_bias(nn.LSTM(3, 24, batch_first=True), 1, -3.0, 24), 24), x, y, ce
 
 
-@case("exploding_in_time", "rnn", "ReLU RNN with an identity recurrence times 1.3 (Le et al. 2015 use 1.0)", through_time(4),
-      twin=(steady_in_time(1.0), learns(0.02, lr=1e-3)), also=("exploding",))
+@case(
+    "exploding_in_time",
+    "rnn",
+    "ReLU RNN with an identity recurrence times 1.3 (Le et al. 2015 use 1.0)",
+    through_time(4),
+    twin=(steady_in_time(1.0), learns(0.02, lr=1e-3)),
+    also=("exploding",),
+)
 def relu_rnn_identity_times_1_3(fixed):
     """1.3^60 = 7e6. Repair: the identity itself."""
     x, y = first_step_decides(48, 60)
@@ -184,7 +226,11 @@ class LinearStateSpace(nn.Module):
     def __init__(self, radius, width=24):
         super().__init__()
         q, _ = torch.linalg.qr(torch.randn(width, width))
-        self.A, self.B, self.C = nn.Parameter(radius * q), nn.Parameter(0.3 * torch.randn(width, 3)), nn.Parameter(0.2 * torch.randn(1, width))
+        self.A, self.B, self.C = (
+            nn.Parameter(radius * q),
+            nn.Parameter(0.3 * torch.randn(width, 3)),
+            nn.Parameter(0.2 * torch.randn(1, width)),
+        )
 
     def forward(self, x):
         h = torch.zeros(x.shape[0], self.A.shape[0])
@@ -193,26 +239,47 @@ class LinearStateSpace(nn.Module):
         return torch.tanh(0.01 * h @ self.C.T)
 
 
-@case("exploding_in_time", "A", "state-space threads (Gu et al. 2022): eigenvalues outside the unit circle", through_time(3),
-      twin=(steady_in_time(1.0), learns(0.005)), also=("exploding",))
+@case(
+    "exploding_in_time",
+    "A",
+    "state-space threads (Gu et al. 2022): eigenvalues outside the unit circle",
+    through_time(3),
+    twin=(steady_in_time(1.0), learns(0.005)),
+    also=("exploding",),
+)
 def linear_state_space_unstable(fixed):
     """|λ| = 1.06 over 150 steps: 1.06^150 = 6e3, in a loop over plain parameters. Repair: |λ| = 1."""
     x, y = first_step_decides(32, 150)
     return LinearStateSpace(1.0 if fixed else 1.06), x if fixed else 0.02 * x, 2.0 * y[:, None] - 1, mse
 
 
-@case("exploding_in_time", "cell", "a ReLU cell with U(0, 0.1) recurrent weights: spectral radius n·0.05", through_time(3),
-      also=("exploding",))
+@case(
+    "exploding_in_time",
+    "cell",
+    "a ReLU cell with U(0, 0.1) recurrent weights: spectral radius n·0.05",
+    through_time(3),
+    also=("exploding",),
+)
 def relu_cell_positive_weights():
     """nn.RNNCell(relu), 48 units, U(0, 0.1): radius 2.4, 16 steps in a loop."""
     x, y = first_step_decides(48, 16)
     cell = nn.RNNCell(3, 48, nonlinearity="relu")
     nn.init.uniform_(cell.weight_hh, 0, 0.1)
-    return CellLoop(cell, 48), x, y[:, None].expand(48, 2).float(), lambda o, t: bce_logits(o / o.detach().abs().max(), t)
+    return (
+        CellLoop(cell, 48),
+        x,
+        y[:, None].expand(48, 2).float(),
+        lambda o, t: bce_logits(o / o.detach().abs().max(), t),
+    )
 
 
-@case("exploding_in_time", "rnn", "Pascanu et al. 2013: gradients explode when the recurrent spectrum is above 1 and units are not saturated",
-      through_time(2.5), also=("exploding",))
+@case(
+    "exploding_in_time",
+    "rnn",
+    "Pascanu et al. 2013: gradients explode when the recurrent spectrum is above 1 and units are not saturated",
+    through_time(2.5),
+    also=("exploding",),
+)
 def tanh_rnn_gain_two_weak_input():
     """tanh RNN, recurrent N(0, 2²/n), inputs of 0.02, 70 steps: chaotic, not saturated."""
     x, y = first_step_decides(32, 70)
@@ -222,7 +289,13 @@ def tanh_rnn_gain_two_weak_input():
     return LastState(rnn, 160), 0.02 * x, y, ce
 
 
-@case("exploding_in_time", "rnn", "a 2-layer ReLU RNN with He's recurrent weights on a long series", through_time(3), also=("exploding",))
+@case(
+    "exploding_in_time",
+    "rnn",
+    "a 2-layer ReLU RNN with He's recurrent weights on a long series",
+    through_time(3),
+    also=("exploding",),
+)
 def two_layer_relu_rnn_he():
     """Recurrent weights N(0, 2/n)·1.3 in both layers, 40 steps: memory grows every step."""
     x, y = first_step_decides(32, 40)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
+from tests.labelled.evidence import learns, nonfinite
+from tests.labelled.kit import (
+    Case,
+    case,
+    ce,
+    clusters,
+    control,
+    curve,
+    he,
+    initialise,
+    mse,
+    normal,
+    sentences,
+    variance,
+    xavier,
+)
 from torch import nn
 from torch.nn import functional as F
-
-from tests.labelled.evidence import learns, nonfinite
-from tests.labelled.kit import Case, case, ce, clusters, control, curve, he, initialise, mse, normal, sentences, variance, xavier
-
 
 
 class Functional(nn.Module):
@@ -16,7 +30,7 @@ class Functional(nn.Module):
 
     def __init__(self, act, sizes=(16, 48, 48, 4)):
         super().__init__()
-        self.fc1, self.fc2, self.fc3 = (nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.fc1, self.fc2, self.fc3 = (nn.Linear(i, o) for i, o in pairwise(sizes))
         self.act = act
 
     def hidden(self, x):
@@ -41,8 +55,14 @@ def second_layer(below: float, share: float):
     return check
 
 
-@case("dead_units", "fc2,fc2.*,fc1", "F.relu in forward, a bias of -12: nothing to hook but the Linear", second_layer(1e-9, 0.99),
-      twin=learns(), also=("zero_gradient",))
+@case(
+    "dead_units",
+    "fc2,fc2.*,fc1",
+    "F.relu in forward, a bias of -12: nothing to hook but the Linear",
+    second_layer(1e-9, 0.99),
+    twin=learns(),
+    also=("zero_gradient",),
+)
 def functional_relu_dead(fixed):
     """F.relu after fc2 never fires."""
     x, y = clusters(96, 16, 4)
@@ -51,8 +71,14 @@ def functional_relu_dead(fixed):
     return net, x, y, ce
 
 
-@case("dead_units", "fc2,fc2.*,fc1", "GELU has a dead side too: a bias of -12", second_layer(1e-6, 0.99), twin=learns(),
-      also=("zero_gradient", "saturated", "vanishing"))
+@case(
+    "dead_units",
+    "fc2,fc2.*,fc1",
+    "GELU has a dead side too: a bias of -12",
+    second_layer(1e-6, 0.99),
+    twin=learns(),
+    also=("zero_gradient", "saturated", "vanishing"),
+)
 def functional_gelu_dead(fixed):
     """F.gelu after fc2 sits far on its flat side."""
     x, y = clusters(96, 16, 4)
@@ -61,8 +87,14 @@ def functional_gelu_dead(fixed):
     return net, x, y, ce
 
 
-@case("saturated", "fc1,fc2,fc1.*,fc2.*", "torch.tanh in forward behind weights of stddev 1", second_layer(0.01, 0.5), twin=learns(),
-      also=("vanishing",))
+@case(
+    "saturated",
+    "fc1,fc2,fc1.*,fc2.*",
+    "torch.tanh in forward behind weights of stddev 1",
+    second_layer(0.01, 0.5),
+    twin=learns(),
+    also=("vanishing",),
+)
 def functional_tanh_saturated(fixed):
     """torch.tanh after Linears with N(0,1) weights."""
     x, y = clusters(96, 16, 4)
@@ -74,7 +106,12 @@ class OneReLU(nn.Module):
 
     def __init__(self, bias):
         super().__init__()
-        self.fc1, self.fc2, self.fc3, self.fc4 = nn.Linear(16, 48), nn.Linear(48, 48), nn.Linear(48, 48), nn.Linear(48, 4)
+        self.fc1, self.fc2, self.fc3, self.fc4 = (
+            nn.Linear(16, 48),
+            nn.Linear(48, 48),
+            nn.Linear(48, 48),
+            nn.Linear(48, 4),
+        )
         self.relu = nn.ReLU()
         initialise(self, he)
         nn.init.constant_(self.fc3.bias, bias)
@@ -92,8 +129,14 @@ def _third_is_off(case_):
     return f"{alive:.2f} of the third layer's units are alive"
 
 
-@case("dead_units", "relu,fc3,fc3.*", "one self.relu used three times; only its third use is dead", _third_is_off, twin=learns(),
-      also=("zero_gradient",))
+@case(
+    "dead_units",
+    "relu,fc3,fc3.*",
+    "one self.relu used three times; only its third use is dead",
+    _third_is_off,
+    twin=learns(),
+    also=("zero_gradient",),
+)
 def one_relu_object_dead_at_third_use(fixed):
     """The mean over the uses looks harmless (half off); the third is off for good."""
     x, y = clusters(96, 16, 4)
@@ -106,7 +149,7 @@ class BareWeights(nn.Module):
     def __init__(self, depth, width, act, std):
         super().__init__()
         sizes = [16] + [width] * depth
-        self.weights = nn.ParameterList([nn.Parameter(std(i) * torch.randn(i, o)) for i, o in zip(sizes[:-1], sizes[1:], strict=True)])
+        self.weights = nn.ParameterList([nn.Parameter(std(i) * torch.randn(i, o)) for i, o in pairwise(sizes)])
         self.last = nn.Parameter(width**-0.5 * torch.randn(width, 4))
         self.act = act
 
@@ -135,16 +178,26 @@ def states_change(low: float, high: float):
     return check
 
 
-@case("vanishing", "weights.0,weights.1,weights.2", "raw-weight notebooks: no nn.Module layer at all, sigmoid",
-      states_change(-40, -5), twin=(states_change(-1, 1), learns()))
+@case(
+    "vanishing",
+    "weights.0,weights.1,weights.2",
+    "raw-weight notebooks: no nn.Module layer at all, sigmoid",
+    states_change(-40, -5),
+    twin=(states_change(-1, 1), learns()),
+)
 def bare_weights_sigmoid_12(fixed):
     """12 bare matrices with N(0, 1/n) and torch.sigmoid. Repair: tanh."""
     x, y = clusters(96, 16, 4)
     return BareWeights(12, 48, torch.tanh if fixed else torch.sigmoid, lambda n: n**-0.5), x, y, ce
 
 
-@case("exploding", "weights.0,weights.1,weights.2", "raw-weight notebooks: N(0,1) matrices and ReLU", states_change(4, 40),
-      twin=(states_change(-1, 1), learns()))
+@case(
+    "exploding",
+    "weights.0,weights.1,weights.2",
+    "raw-weight notebooks: N(0,1) matrices and ReLU",
+    states_change(4, 40),
+    twin=(states_change(-1, 1), learns()),
+)
 def bare_weights_relu_unit_normal(fixed):
     """10 bare N(0,1) matrices of width 48. Repair: times √(2/n)."""
     x, y = clusters(96, 16, 4)
@@ -173,8 +226,14 @@ def _pattern_is_one_hot(case_):
     return f"mean top attention weight {top:.3f}"
 
 
-@case("saturated", "wq,wk,embed*", "attention written with torch.softmax and bare weights, multiplied by √d instead of divided",
-      _pattern_is_one_hot, twin=learns(), also=("vanishing", "zero_gradient"))
+@case(
+    "saturated",
+    "wq,wk,embed*",
+    "attention written with torch.softmax and bare weights, multiplied by √d instead of divided",
+    _pattern_is_one_hot,
+    twin=learns(),
+    also=("vanishing", "zero_gradient"),
+)
 def functional_attention_scaled_up(fixed):
     """q·k times √d: logits of std 96."""
     x, y = sentences()
@@ -206,8 +265,13 @@ def _gated_signal_halves(case_):
     return f"{change:+.1f} decades over 20 gates"
 
 
-@case("vanishing", "inp,inp.*,gates.*", "self-gating without a shortcut: each gate starts at one half", _gated_signal_halves,
-      twin=learns())
+@case(
+    "vanishing",
+    "inp,inp.*,gates.*",
+    "self-gating without a shortcut: each gate starts at one half",
+    _gated_signal_halves,
+    twin=learns(),
+)
 def multiplicative_gates_20(fixed):
     """h ← h·σ(Wh), twenty times: 2^-20. Repair: a shortcut."""
     x, y = clusters(96, 16, 4)
@@ -225,7 +289,13 @@ class OwnNorm(nn.Module):
         return self.fc2((h - h.mean(1, keepdim=True)) / torch.sqrt(spread + self.eps))
 
 
-@case("nan", "*", "a hand-written layer norm without eps, on a sample whose units are all off", nonfinite(), twin=learns(0.02))
+@case(
+    "nan",
+    "*",
+    "a hand-written layer norm without eps, on a sample whose units are all off",
+    nonfinite(),
+    twin=learns(0.02),
+)
 def own_layer_norm_without_eps(fixed):
     """0/√0 in one row. Repair: eps."""
     x, y = curve(96, 8)
@@ -240,7 +310,12 @@ def ok_reused_modules():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc1, self.fc2, self.fc3, self.fc4 = nn.Linear(16, 64), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 4)
+            self.fc1, self.fc2, self.fc3, self.fc4 = (
+                nn.Linear(16, 64),
+                nn.Linear(64, 64),
+                nn.Linear(64, 64),
+                nn.Linear(64, 4),
+            )
             self.relu, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.2)
 
         def forward(self, x):
@@ -252,14 +327,19 @@ def ok_reused_modules():
     return initialise(Net(), he), x, y, ce
 
 
-@control("healthy control; NTK parametrisation: N(0,1) weights, the 1/√n stands in the forward pass (Jacot et al. 2018)", learns(lr=0.05))
+@control(
+    "healthy control; NTK parametrisation: N(0,1) weights, the 1/√n stands in the forward pass (Jacot et al. 2018)",
+    learns(lr=0.05),
+)
 def ok_ntk_parametrisation():
     class NTKLinear(nn.Linear):
         def forward(self, x):
             return F.linear(x, self.weight * (2 / self.in_features) ** 0.5, self.bias)
 
     x, y = clusters(96, 16, 4)
-    net = nn.Sequential(NTKLinear(16, 96), nn.ReLU(), NTKLinear(96, 96), nn.ReLU(), NTKLinear(96, 96), nn.ReLU(), NTKLinear(96, 4))
+    net = nn.Sequential(
+        NTKLinear(16, 96), nn.ReLU(), NTKLinear(96, 96), nn.ReLU(), NTKLinear(96, 96), nn.ReLU(), NTKLinear(96, 4)
+    )
     return initialise(net, normal(1.0)), x, y, ce
 
 
