@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from headwater._explain_init import explain_init
 from headwater.capture import LossRun
 from headwater.errors import HeadwaterError, InputError
 from headwater.records import Diagnosis, Verdict
+from headwater.records.initialization import BiasInitialization
 from headwater.records.remedy import Cost, NotTried, Prescription, Prescriptions, Trial, run_code
 from headwater.remedies import DEFAULT_REMEDIES, NotApplicable, Patient, Remedy, Treatment, examine
 from headwater.remedies.trial import Course, OptimizerRecipe, run_steps
@@ -27,7 +28,10 @@ __all__ = ["prescribe"]
 ENOUGH = 4
 """The search ends with that many repairs that heal and lower the loss; chosen by us."""
 _MOST_PAIRS = 40
+_FEW_PAIRS = 6  # where single remedies heal the gradient and the loss is no lower for it; chosen by us
+_MOST_UNHEALED_TRIALS = 6  # where nothing heals, so many attempts are trained nevertheless; chosen by us
 _TIE = 0.05  # share of the best fall of the loss within which two repairs count as equal; chosen by us
+_FEW = 16  # elements from which on a standard deviation is known well enough to compare; chosen by us
 _TRAINED_SHARE = 0.25  # share of weights and biases that no initialiser draws, from which on a model counts as trained
 
 Progress = Callable[[str, int, int], None]
@@ -110,11 +114,12 @@ def prescribe(
         keep=keep,
         why=why,
         deadline=started + budget_seconds,
+        budget=float(budget_seconds),
         progress=progress or _silent,
     )
     search.run(remedies)
     notes = list(search.notes)
-    items = _ranked(search.found, diagnosis)
+    items = _ranked([attempt.prescription for attempt in search.attempts])
     if items and not items[0].healed:
         notes.append(f"Nothing that was tried heals it; the best attempt is {items[0].name}.")
     elif items and not items[0].proven:
@@ -158,15 +163,26 @@ def _weights_to_keep(model: nn.Module, asked: bool | None) -> tuple[bool, str]:
         return asked, f"keep_weights={asked} was asked for"
     report = explain_init(model)
     weights = [row.name for row in report.rows if row.distribution == "unknown"]
-    biases = [row.name for row in report.biases if row.initializer == "no standard initialiser"]
+    odd = [row for row in report.biases if row.initializer == "no standard initialiser"]
+    biases = [] if _of_one_law(odd) else [row.name for row in odd]
     total = len(report.rows) + len(report.biases)
-    share = (len(weights) + len(biases)) / total if total else 0.0
-    if share > _TRAINED_SHARE:
+    strange = len(weights) + len(biases)
+    if total and strange / total > _TRAINED_SHARE:
         return True, (
-            f"{len(weights) + len(biases)} of {total} weights and biases have values that no initialiser draws, so the model "
-            "seems to be trained; keep_weights=False draws them anew nevertheless"
+            f"{strange} of {total} weights and biases have values that no initialiser draws, so the model seems to be trained; "
+            "keep_weights=False draws them anew nevertheless"
         )
-    return False, f"{total - len(weights) - len(biases)} of {total} weights and biases look freshly initialised"
+    return False, f"{total - strange} of {total} weights and biases look freshly initialised"
+
+
+def _of_one_law(biases: Sequence[BiasInitialization]) -> bool:
+    """Whether biases of several layers look drawn from one centred law: training moves each layer's by its own amount."""
+    large = [b for b in biases if math.prod(b.shape) >= _FEW]
+    if len(large) < 2 or not all(math.isfinite(b.std) and b.std > 0.0 for b in large):
+        return False
+    centred = all(abs(b.mean) < 4.0 * b.std / math.sqrt(math.prod(b.shape)) for b in large)
+    alike = max(b.std for b in large) < 2.0 * min(b.std for b in large)
+    return centred and alike
 
 
 @dataclass
@@ -177,7 +193,6 @@ class _Attempt:
     treatment: Treatment
     diagnosis: Diagnosis
     prescription: Prescription
-    model: nn.Module
 
 
 @dataclass
@@ -193,11 +208,11 @@ class _Search:
     keep: bool
     why: str
     deadline: float
+    budget: float
     progress: Progress
-    found: list[Prescription] = field(default_factory=list)
     not_tried: list[NotTried] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    baseline: Course = Course((), math.nan)
+    baseline: Course = field(default_factory=lambda: Course((), math.nan))
     attempts: list[_Attempt] = field(default_factory=list)
 
     def loss_of(self, model: nn.Module) -> Tensor:
@@ -230,7 +245,7 @@ class _Search:
         )
         patient = self.patient(self.copied(self.model), self.diagnosis)
         for number, remedy in enumerate(fitting):
-            if self.out_of_time() or self.proven() >= ENOUGH:
+            if self.out_of_time() or self.enough():
                 break
             self.progress(remedy.name, number, len(fitting))
             self.try_one(remedy, patient)
@@ -241,11 +256,19 @@ class _Search:
         self.not_tried += [NotTried(name=r.name, code=r.code, reason=why) for r in fitting[number:]]
         if not self.proven():
             self.try_pairs()
+        if not any(a.prescription.healed for a in self.attempts):
+            for attempt in sorted(self.attempts, key=self.promise)[:_MOST_UNHEALED_TRIALS]:
+                self.add_trial(attempt)
         if self.out_of_time():
             self.notes.append("The time was spent (budget_seconds) before everything was tried.")
 
     def proven(self) -> int:
-        return sum(p.proven for p in self.found)
+        return sum(a.prescription.proven for a in self.attempts)
+
+    def enough(self) -> bool:
+        """Several repairs are proven; or one is, and half of the time is gone."""
+        late = time.perf_counter() > self.deadline - 0.5 * self.budget
+        return self.proven() >= (1 if late else ENOUGH)
 
     def patient(self, model: nn.Module, diagnosis: Diagnosis) -> Patient:
         return examine(model, self.loss_of, diagnosis, keep_weights=self.keep, weights_note=self.why, seed=self.seed)
@@ -256,7 +279,7 @@ class _Search:
             if isinstance(treatment, NotApplicable):
                 self.not_tried.append(NotTried(name=remedy.name, code=remedy.code, reason=treatment.reason))
                 return
-            self.keep_attempt(self.attempt((remedy,), treatment))
+            self.attempts.append(self.attempt((remedy,), treatment))
         except Exception as error:  # one remedy's failure is listed and does not stop the others
             self.not_tried.append(_failure(remedy, error))
 
@@ -269,7 +292,7 @@ class _Search:
             if a.remedies[0].stage != b.remedies[0].stage
         ]
         pairs.sort(key=lambda pair: sum(self.promise(a) for a in pair))
-        pairs = pairs[:_MOST_PAIRS]
+        pairs = pairs[: _MOST_PAIRS if not any(a.prescription.healed for a in singles) else _FEW_PAIRS]
         patients: dict[int, Patient] = {}
         for number, (first, second) in enumerate(pairs):
             if self.out_of_time() or self.proven() >= 2:
@@ -288,7 +311,7 @@ class _Search:
                     changes=first.treatment.changes + then.changes,
                     notes=tuple(dict.fromkeys(first.treatment.notes + then.notes)),
                 )
-                self.keep_attempt(self.attempt((first.remedies[0], second.remedies[0]), both))
+                self.attempts.append(self.attempt((first.remedies[0], second.remedies[0]), both))
             except Exception as error:  # as above: listed, and the others go on
                 code = f"{first.remedies[0].code}+{second.remedies[0].code}"
                 self.not_tried.append(
@@ -328,14 +351,6 @@ class _Search:
                     f"{after.profile.output_shape}"
                 )
         size = sum(p.numel() for p in twin.parameters()) - sum(p.numel() for p in self.model.parameters())
-        trial, ratio = None, math.nan
-        if not self.out_of_time():
-            course = run_steps(
-                self.copied(twin), self.loss_of, self.recipe, steps=self.steps, seed=self.seed, functions=functions,
-                deadline=self.deadline,
-            )  # fmt: skip
-            ratio = course.seconds_per_step / self.baseline.seconds_per_step
-            trial = self.trial(course, functions)
         prescription = Prescription(
             name=" + ".join(r.name for r in remedies),
             codes=tuple(r.code for r in remedies),
@@ -346,12 +361,36 @@ class _Search:
             after=after.profile,
             verdict_before=self.diagnosis.verdict,
             verdict_after=after.verdict,
-            trial=trial,
-            cost=Cost(parameters_added=size, step_time_ratio=ratio),
+            cost=Cost(parameters_added=size),
             invasiveness=sum(r.invasiveness for r in remedies),
             notes=treatment.notes,
         )
-        return _Attempt(remedies, treatment, after, prescription, twin)
+        attempt = _Attempt(remedies, treatment, after, prescription)
+        if after.ok or treatment.kind == "training":
+            self.add_trial(attempt)
+        return attempt
+
+    def add_trial(self, attempt: _Attempt) -> None:
+        """Train the repaired copy as the unrepaired one was trained, unless the time is spent."""
+        if attempt.prescription.trial is not None or self.out_of_time():
+            return
+        twin = self.copied(self.model)
+        functions = run_code(attempt.treatment.code, twin)
+        course = run_steps(
+            twin,
+            self.loss_of,
+            self.recipe,
+            steps=self.steps,
+            seed=self.seed,
+            functions=functions,
+            deadline=self.deadline,
+        )
+        ratio = course.seconds_per_step / self.baseline.seconds_per_step
+        attempt.prescription = replace(
+            attempt.prescription,
+            trial=self.trial(course, functions),
+            cost=replace(attempt.prescription.cost, step_time_ratio=ratio),
+        )
 
     def trial(self, course: Course, functions: dict[str, Any]) -> Trial:
         """The course beside the baseline's, over as many steps as both have taken."""
@@ -371,10 +410,6 @@ class _Search:
             note="; ".join(notes),
         )
 
-    def keep_attempt(self, attempt: _Attempt) -> None:
-        self.attempts.append(attempt)
-        self.found.append(attempt.prescription)
-
 
 def _listed(remedy: Remedy) -> str:
     return ", ".join(v.value for v in remedy.treats)
@@ -384,19 +419,19 @@ def _failure(remedy: Remedy, error: Exception) -> NotTried:
     return NotTried(name=remedy.name, code=remedy.code, reason=f"{type(error).__name__}: {error}", failed=True)
 
 
-def _ranked(found: Sequence[Prescription], diagnosis: Diagnosis) -> tuple[Prescription, ...]:
+def _ranked(found: Sequence[Prescription]) -> tuple[Prescription, ...]:
     """Healed and with a lower loss first; then healed; then by the loss; equals by the smaller change."""
-    finals = [p.trial.final_after for p in found if p.trial is not None and math.isfinite(p.trial.final_after)]
+    means = [p.trial.mean_after for p in found if p.trial is not None and math.isfinite(p.trial.mean_after)]
     starts = [p.trial.before[0] for p in found if p.trial is not None and p.trial.before]
-    best = min(finals, default=0.0)
-    start = next((s for s in starts if math.isfinite(s)), max(finals, default=0.0))
+    best = min(means, default=0.0)
+    start = next((s for s in starts if math.isfinite(s)), max(means, default=0.0))
     width = _TIE * max(start - best, 1e-12)
 
     def key(item: tuple[int, Prescription]) -> tuple[Any, ...]:
         number, p = item
-        final = p.trial.final_after if p.trial is not None else math.nan
+        mean = p.trial.mean_after if p.trial is not None else math.nan
         # Past a thousand widths one is as bad as the other.
-        level = min(1000, int((final - best) / width)) if math.isfinite(final) else 1001
+        level = min(1000, int((mean - best) / width)) if math.isfinite(mean) else 1001
         return (not p.healed, not p.proven, level, p.invasiveness, number)
 
     return tuple(p for _, p in sorted(enumerate(found), key=key))

@@ -18,6 +18,7 @@ __all__ = ["Cost", "NotTried", "Prescription", "Prescriptions", "RemedyKind", "T
 
 SCHEMA = "headwater.prescriptions"
 SCHEMA_VERSION = 1
+SOLVED = 0.01
 
 RemedyKind = Literal["model", "training"]
 """``model``: the code changes the model. ``training``: it defines a function that the training loop calls."""
@@ -59,11 +60,30 @@ class Trial:
         return self.after[-1] if self.after else math.nan
 
     @property
+    def mean_before(self) -> float:
+        """Mean loss of the unrepaired model over the trial: small when it falls fast; NaN without one."""
+        return math.fsum(self.before) / len(self.before) if self.before else math.nan
+
+    @property
+    def mean_after(self) -> float:
+        """Mean loss of the repaired model over the trial; NaN without one."""
+        return math.fsum(self.after) / len(self.after) if self.after else math.nan
+
+    @property
     def improved(self) -> bool:
-        """Whether the repaired model ends with a finite loss below that of the unrepaired one (or that one has none)."""
+        """Whether the repaired model ends with a finite loss below that of the unrepaired one (or that one has none).
+
+        Where both have solved the batch (losses below ``SOLVED`` = 1 % of the first one, chosen by us), the smaller mean
+        over the trial decides: which of two zeros is the smaller says nothing.
+        """
         if not math.isfinite(self.final_after):
             return False
-        return not math.isfinite(self.final_before) or self.final_after < self.final_before
+        if not math.isfinite(self.final_before):
+            return True
+        limit = SOLVED * self.before[0]
+        if 0.0 <= self.final_before < limit and 0.0 <= self.final_after < limit:
+            return self.mean_after < self.mean_before
+        return self.final_after < self.final_before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
