@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode as OperationMode
 
 __all__ = [
+    "OperationMode",
     "current_sequence_number",
     "functions_unseen",
     "hooks_after_accumulation_silenced",
@@ -81,6 +83,22 @@ def functions_unseen() -> Any:
         A context manager.
     """
     return torch._C.DisableTorchFunction()
+
+
+def memory_key(tensor: torch.Tensor) -> tuple[int, tuple[Any, ...]]:
+    """Identity of a tensor's memory, and of its layout in it.
+
+    A tensor that autograd saved comes back as another Python object over the same memory, also on the meta device,
+    where there is no address.
+
+    Args:
+        tensor: dense.
+
+    Returns:
+        The memory (unique while something refers to it) and the layout.
+    """
+    layout = (tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+    return int(tensor.untyped_storage()._cdata), layout
 
 
 @contextmanager

@@ -1,0 +1,198 @@
+"""The third verb: the gradient profile of a network before it runs, at any size."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.capture.meta_run import Prediction, predict_run
+from headwater.capture.tensors import tensors_in
+from headwater.errors import InputError
+from headwater.records.budget import Budget, BudgetStep
+from headwater.records.forecast import Forecast, ForecastCoverage, LayerForecast, ParameterForecast
+
+__all__ = ["predict"]
+
+_NARROW = 16  # features below which the law of large numbers is not to be trusted; issue 4
+
+
+def predict(
+    model: nn.Module | Callable[[], nn.Module],
+    inputs: Any,
+    targets: Any = None,
+    loss_fn: Callable[..., Tensor] | None = None,
+    *,
+    input_moments: tuple[float, float] = (0.0, 1.0),
+) -> Forecast:
+    """Forecast activations and gradients at initialisation without running the model on numbers.
+
+    Forward and backward run on the meta device, where tensors have shapes and no values; beside each operation the mean,
+    the second moment and the covariances between positions and between samples of its result are computed, from the
+    initial law of every parameter. No memory is taken for parameters or activations.
+
+    Args:
+        model: a function without arguments that makes the model (called under ``torch.device("meta")``, its
+            initialisers recorded), or a model with values, whose laws are read off the values. Only read.
+        inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments. Real tensors give their own
+            moments and covariances; meta tensors stand for independent numbers with ``input_moments``.
+        targets: passed on to ``loss_fn``.
+        loss_fn: as for ``measure``; without it the output's own loss or a Gaussian cotangent of unit variance.
+        input_moments: E x and E x² of inputs that hold no values.
+
+    Returns:
+        The forecast; its ``coverage`` names every operation without a rule and every broken assumption.
+
+    Raises:
+        InputError: a wrong argument, or a model on the meta device that was not made by a factory.
+
+    Example:
+        >>> import torch, headwater as hw
+        >>> def make():
+        ...     return torch.nn.Sequential(*[m for _ in range(20) for m in (torch.nn.Linear(100, 100), torch.nn.Sigmoid())])
+        >>> forecast = predict(make, torch.empty(64, 100, device="meta"))
+        >>> import math
+        >>> first, last = forecast.layer("0").gradient_rms, forecast.layer("38").gradient_rms
+        >>> round(math.log10(first / last), 1)
+        -16.2
+
+    References:
+        Poole et al., NeurIPS 2016; Schoenholz et al., ICLR 2017; Hanin, NeurIPS 2018 (the band).
+    """
+    _check(model, inputs, targets, loss_fn, input_moments)
+    prediction = predict_run(model, inputs, targets, loss_fn, input_moments=input_moments)
+    return _forecast(prediction, model)
+
+
+def _check(model: Any, inputs: Any, targets: Any, loss_fn: Any, moments: Any) -> None:
+    if not callable(model):
+        raise InputError(f"model should be a torch.nn.Module or a function that makes one, got {type(model).__name__}")
+    if isinstance(model, nn.Module):
+        parameters = list(model.parameters())
+        if not parameters:
+            raise InputError(f"{type(model).__name__} has no parameters: there is no gradient to forecast")
+        if any(p.is_meta for p in parameters):
+            raise InputError(
+                f"{type(model).__name__} lives on the meta device, so how it was initialised is lost; "
+                "pass the function that makes it instead: predict(lambda: Model(...), inputs)"
+            )
+    if targets is not None and loss_fn is None:
+        raise InputError(
+            "targets were given without a loss_fn: pass loss_fn(output, targets), for example F.cross_entropy"
+        )
+    if not tensors_in(inputs):
+        raise InputError("inputs should hold a tensor; torch.empty(shape, device='meta') stands for a shape alone")
+    for path, tensor in tensors_in(inputs):
+        if tensor.numel() == 0:
+            raise InputError(f"inputs{path} is empty (shape {tuple(tensor.shape)})")
+    mean, square = moments
+    if not (math.isfinite(mean) and math.isfinite(square) and square >= mean**2):
+        raise InputError(f"input_moments should be (E x, E x²) with E x² ≥ (E x)², got {moments!r}")
+
+
+def _forecast(prediction: Prediction, model: Any) -> Forecast:
+    from headwater import __version__
+
+    scale = 2.0 * math.log(10.0)
+    layers = []
+    for row in prediction.layers:
+        a, g = row.activation, row.gradient
+        layers.append(
+            LayerForecast(
+                name=row.name,
+                type=row.type,
+                kind=row.kind,
+                on_trunk=row.on_trunk,
+                shape=row.shape,
+                aliases=row.aliases,
+                parameters=row.parameters,
+                activation_rms_log10=None if a is None else a.rms_log10,
+                activation_band_decades=None if a is None else math.sqrt(a.spread) / scale,
+                gradient_rms_log10=None if g is None else g.rms_log10,
+                gradient_band_decades=None if g is None else math.sqrt(g.spread) / scale,
+                unknown=row.unknown,
+            )
+        )
+    parameters = [
+        ParameterForecast(
+            name=p.name,
+            aliases=p.aliases,
+            shape=p.shape,
+            layer=p.layer,
+            value_mean=p.value_mean,
+            value_variance=p.value_variance,
+            gradient_rms_log10=None if p.gradient is None else p.gradient.rms_log10,
+            gradient_band_decades=None if p.gradient is None else math.sqrt(p.gradient.spread) / scale,
+            unknown=p.unknown,
+        )
+        for p in prediction.parameters
+    ]
+    return Forecast(
+        layers=tuple(layers),
+        parameters=tuple(parameters),
+        budget=_budget(prediction),
+        coverage=ForecastCoverage(
+            operations=prediction.operations,
+            unruled=dict(prediction.unruled),
+            unknown_layers=tuple(r.name for r in prediction.layers if r.gradient is None and r.unknown is not None),
+            unknown_parameters=tuple(p.name for p in prediction.parameters if p.unknown is not None),
+            assumptions=tuple(_assumptions(prediction, model)),
+        ),
+        loss_source=prediction.loss_source,
+        model_type=prediction.model_type,
+        batch_size=prediction.batch_size,
+        parameter_count=sum(math.prod(p.shape) for p in prediction.parameters),
+        dtype=prediction.dtype,
+        torch_version=str(torch.__version__),
+        headwater_version=__version__,
+    )
+
+
+def _budget(prediction: Prediction) -> Budget:
+    """The same account as of a measurement: what lies between two points of the trunk changed the gradient."""
+    steps = []
+    cut: str | None = None
+    for upper, lower in itertools.pairwise(reversed(prediction.trunk)):
+        a, b = upper.gradient, lower.gradient
+        if a is None or b is None or not (math.isfinite(a.rms_log10) and math.isfinite(b.rms_log10)):
+            cut = lower.layer or lower.kind
+            break
+        change = b.rms_log10 - a.rms_log10
+        width = 0.5 * (math.log10(max(1, lower.elements)) - math.log10(max(1, upper.elements)))
+        steps.append(BudgetStep(lower.next_layer or "loss", lower.kind, change, change + width))
+    return Budget(tuple(steps), (), cut)
+
+
+def _assumptions(prediction: Prediction, model: Any) -> list[str]:
+    """Assumptions of the theory that do not hold here, each with what to do instead."""
+    found = list(prediction.assumptions)
+    narrow = [
+        row.name
+        for row in prediction.layers
+        if row.kind in ("linear", "convolution") and row.gradient is not None and row.shape and _width(row) < _NARROW
+    ]
+    inner = narrow[:-1] if prediction.layers and narrow and narrow[-1] == prediction.layers[-1].name else narrow
+    if inner:
+        shown = ", ".join(inner[:3]) + (f" and {len(inner) - 3} more" if len(inner) > 3 else "")
+        found.append(
+            f"width below {_NARROW} at {shown}: moments of wide networks are a rough guide there; measure(draws=20) instead"
+        )
+    odd = [
+        p.name
+        for p in prediction.parameters
+        if len(p.shape) >= 2 and math.isfinite(p.value_variance) and p.value_mean**2 > 0.01 * p.value_variance > 0.0
+    ]
+    if odd and isinstance(model, nn.Module):
+        found.append(
+            f"weights that do not average to zero ({', '.join(odd[:3])}): the model looks trained, not initialised, and its "
+            "weights are not independent; measure() it instead"
+        )
+    return found
+
+
+def _width(row: Any) -> int:
+    return int(row.shape[1] if row.kind == "convolution" and len(row.shape) > 1 else row.shape[-1])

@@ -1,0 +1,469 @@
+"""Run a model's forward and backward on the meta device and follow the moments of every tensor beside it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from headwater.capture._torch_compat import OperationMode, memory_key
+from headwater.capture.graph import walk
+from headwater.capture.loss_run import LossRun
+from headwater.capture.names import ROOT, clean_names
+from headwater.capture.parameters import NamedParameter, list_parameters
+from headwater.capture.recorder import Call, Recorder, Row
+from headwater.capture.session import _Naming, _owners, _scalar
+from headwater.capture.tensors import tensors_in
+from headwater.capture.trunk import Trunk, find_trunk
+from headwater.errors import NothingObservedError
+from headwater.records import LayerKind, Statistics
+from headwater.records.profile import LossSource, TrunkKind
+from headwater.theory.forecast import Engine, Known, Law, Signal, Source, axes_of_shape
+
+__all__ = ["Moments", "PredictedLayer", "PredictedParameter", "Prediction", "predict_run"]
+
+_NO_STATISTICS = Statistics.of([])
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is forecast of one tensor.
+
+    Attributes:
+        rms_log10: mean over draws of log10 rms; -inf for zeros.
+        spread: relative variance of the mean square between draws.
+    """
+
+    rms_log10: float
+    spread: float
+
+
+@dataclass
+class PredictedLayer:
+    """One tensor of one module call."""
+
+    name: str
+    type: str
+    kind: LayerKind
+    on_trunk: bool
+    shape: tuple[int, ...]
+    aliases: tuple[str, ...]
+    parameters: tuple[str, ...]
+    activation: Moments | None
+    gradient: Moments | None
+    unknown: str | None
+
+
+@dataclass
+class PredictedParameter:
+    """One parameter's gradient."""
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    layer: str | None
+    value_mean: float
+    value_variance: float
+    gradient: Moments | None
+    unknown: str | None
+
+
+@dataclass
+class PredictedPoint:
+    """One tensor on the trunk."""
+
+    kind: TrunkKind
+    layer: str | None
+    next_layer: str | None
+    elements: int
+    gradient: Moments | None
+
+
+@dataclass
+class Prediction:
+    """What a run on the meta device showed."""
+
+    layers: list[PredictedLayer]
+    parameters: list[PredictedParameter]
+    trunk: list[PredictedPoint]
+    unruled: dict[str, str]
+    operations: int
+    loss_source: LossSource
+    batch_size: int | None
+    model_type: str
+    dtype: str
+    assumptions: list[str] = field(default_factory=list)
+
+
+class _Following(OperationMode):
+    """Hands every operation to the engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.engine = engine
+        self.operations = 0
+        self.paused = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            known = self.engine.look_up(args[0])
+            if isinstance(known, Known):
+                return known.value.item()
+        result = func(*args, **kwargs)
+        self.operations += 1
+        first = next((t for t in _flat(result)), None)
+        if first is not None and first.is_meta:
+            self.paused = True
+            try:
+                self.engine.apply(name, args, kwargs, result, func)
+            finally:
+                self.paused = False
+        return result
+
+
+def _flat(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _flat(v)
+
+
+class _MomentRecorder(Recorder):
+    """Rows like those of a measurement, with what the engine knows instead of statistics."""
+
+    def __init__(self, names: Mapping[nn.Module, tuple[str, ...]], batch_size: int | None, engine: Engine) -> None:
+        super().__init__(names, lambda name, thing, *owner: True, batch_size)
+        self.engine = engine
+        self.activations: dict[int, Any] = {}
+        self.gradients: dict[int, list[Any]] = {}
+
+    def _new_row(self, call: Call, path: str, kind: LayerKind, type_name: str, tensor: Tensor) -> Row:
+        row = Row(call, path, kind, type_name, tuple(tensor.shape), tensor.dtype, _NO_STATISTICS)
+        row.requires_grad = tensor.requires_grad
+        self.rows.append(row)
+        self.activations[id(row)] = self.engine.look_up(tensor)
+        if tensor.requires_grad:
+            row.node, row.output_number = tensor.grad_fn, tensor.output_nr
+            if row.node is not None:
+                self._by_node[row.node, row.output_number] = row
+            found = self.gradients.setdefault(id(row), [])
+
+            def arrived(gradient: Tensor) -> None:
+                if self.phase == "backward":
+                    found.append(self.engine.look_up(gradient))
+
+            self._handles.append(tensor.register_hook(arrived))
+        else:
+            self._by_identity[id(tensor)] = (weakref.ref(tensor), tensor._version, row)
+        return row
+
+    def _rms_log10(self, call: Call, source: Tensor) -> float | None:
+        return None
+
+    def _is_foreign_activation(self, module: nn.Module) -> bool:
+        return False
+
+    def _record(self, call: Call, path: str, tensor: Tensor, args: tuple[Any, ...]) -> None:
+        known = self._known(tensor)
+        if known is not None:
+            known.aliases += [n for n in self.names[call.module] if n not in known.aliases and n != known.call.name]
+            return
+        row = self._new_row(call, path, call.kind, type(call.module).__name__, tensor)
+        row.aliases += self.names[call.module][1:]
+
+    def function_called(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        with torch.no_grad(), self._occupied():
+            self._functional_row(name.rstrip("_"), "activation", out)
+
+    def softmax_called(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        with torch.no_grad(), self._occupied():
+            self._functional_row("softmax", "softmax", out)
+
+
+# -------------------------------------------------------------------- moments out of what is known
+
+
+def moments_of(thing: Any) -> tuple[Moments | None, str | None]:
+    """Mean over draws of log10 rms of a tensor, or why it is unknown.
+
+    E log10 √Q ≈ log10 √E Q - v / (4 ln 10), v the relative variance of the mean square Q: the mean of the logarithm of a
+    narrow log-normal law (Hanin, NeurIPS 2018: v = 5 Σ 1/n for ReLU networks).
+
+    Args:
+        thing: what the engine knows.
+
+    Returns:
+        The moments, or None and the operation that nothing is known after.
+    """
+    if isinstance(thing, Source):
+        return None, thing.operation
+    if thing is None:
+        return None, "it was not seen"
+    if isinstance(thing, Known):
+        value = thing.value.detach().double()
+        square = float((value.abs() ** 2).mean()) if value.numel() else 0.0
+        return Moments(_half_log10(square), 0.0), None
+    if isinstance(thing, Law):
+        return Moments(_half_log10(thing.square), 0.0), None
+    assert isinstance(thing, Signal)
+    if thing.structure is not None:
+        return None, "attention weights"
+    spread = max(0.0, thing.spread)
+    # For wide fluctuations v grows like e^{σ²} - 1: the logarithm's variance is ln(1 + v).
+    variance = math.log1p(spread) if spread < 1e6 else spread
+    return Moments(_half_log10(thing.stats.average()) - variance / (4.0 * math.log(10.0)), variance), None
+
+
+def _half_log10(square: float) -> float:
+    return 0.5 * math.log10(square) if square > 0.0 else -math.inf
+
+
+# -------------------------------------------------------------------- the model on the meta device
+
+
+def _law_of_values(value: Tensor) -> Law | Known:
+    """A parameter's law: a constant, or mean and variance; a mean that sampling explains counts as 0."""
+    axes = axes_of_shape(value.shape)
+    x = value.detach()
+    n = x.numel()
+    if not x.is_floating_point() or n == 0:
+        return Known(axes, x)
+    chunks = x.reshape(-1).split(1 << 22)
+    total = math.fsum(float(c.double().sum()) for c in chunks)
+    square = math.fsum(float(c.double().square().sum()) for c in chunks) / n
+    mean = total / n
+    variance = max(0.0, square - mean**2)
+    if variance <= 1e-12 * mean**2:
+        return Law(axes, mean, 0.0)
+    if mean**2 <= 16.0 * variance / n:
+        return Law(axes, 0.0, square)
+    return Law(axes, mean, variance)
+
+
+def _on_meta(model: nn.Module, engine: Engine) -> nn.Module:
+    """A twin of a materialised model without values; what they were is told to the engine."""
+    memo: dict[int, Any] = {}
+    found: list[tuple[Tensor, Law | Known]] = []
+    for p in model.parameters():
+        twin = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        memo[id(p)] = twin
+        found.append((twin, _law_of_values(p)))
+    for b in model.buffers():
+        twin_buffer = torch.empty_like(b, device="meta")
+        memo[id(b)] = twin_buffer
+        found.append((twin_buffer, Known(axes_of_shape(b.shape), b.detach().cpu())))
+    twin_model = copy.deepcopy(model, memo)
+    for tensor, thing in found:
+        engine.remember(tensor, thing)
+    for module in twin_model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and not value.is_meta:  # a tensor that is no buffer
+                meta = torch.empty_like(value, device="meta")
+                engine.remember(meta, Known(axes_of_shape(value.shape), value.detach().cpu()))
+                setattr(module, name, meta)
+    return twin_model
+
+
+def _input_twins(value: Any, engine: Engine, batch_dimension: int, moments: tuple[float, float]) -> Any:
+    if isinstance(value, Tensor):
+        shape = value.shape
+        kinds: list[Any] = ["unknown"] * len(shape)
+        dimension = batch_dimension if len(shape) >= 3 and value.is_floating_point() else 0
+        if len(shape) > 0:
+            kinds[dimension] = "sample"
+        axes = axes_of_shape(shape, kinds)
+        twin = torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
+        if value.is_meta:
+            engine.remember(twin, Law(axes, moments[0], max(0.0, moments[1] - moments[0] ** 2)))
+        else:
+            engine.remember(twin, Known(axes, value.detach().cpu()))
+        return twin
+    if isinstance(value, Mapping):
+        return type(value)({k: _input_twins(v, engine, batch_dimension, moments) for k, v in value.items()})  # type: ignore[call-arg]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_input_twins(v, engine, batch_dimension, moments) for v in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_input_twins(v, engine, batch_dimension, moments) for v in value)
+    return value
+
+
+def _batch_dimension(model: nn.Module) -> int:
+    firsts = [m.batch_first for m in model.modules() if isinstance(getattr(m, "batch_first", None), bool)]
+    return 1 if firsts and not any(firsts) else 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def predict_run(
+    model: nn.Module | Callable[[], nn.Module],
+    inputs: Any,
+    targets: Any = None,
+    loss_fn: Callable[..., Tensor] | None = None,
+    *,
+    input_moments: tuple[float, float] = (0.0, 1.0),
+) -> Prediction:
+    """Forward and backward on the meta device, moments beside them.
+
+    Args:
+        model: a module (materialised: its values are read, once; on meta: built outside, its laws are unknown) or a
+            function that makes one, called under ``torch.device("meta")`` while its initialisers are recorded.
+        inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments.
+        targets: passed on to ``loss_fn``.
+        loss_fn: gives a scalar; None as for ``measure``.
+        input_moments: E x and E x² of inputs that hold no values.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        NothingObservedError: the loss depends on no trainable parameter.
+    """
+    engine = Engine(memory_key)
+    mode = _Following(engine)
+    if isinstance(model, nn.Module):
+        twin = _on_meta(model, engine)
+    else:
+        with torch.device("meta"), mode, _quiet():
+            twin = model()
+    first = next((t for _, t in tensors_in(inputs)), None)
+    batch_dimension = _batch_dimension(twin)
+    dimension = batch_dimension if first is not None and first.dim() >= 3 and first.is_floating_point() else 0
+    engine.samples = first.shape[dimension] if first is not None and first.dim() > 0 else 1
+    meta_inputs = _input_twins(inputs, engine, batch_dimension, input_moments)
+    meta_targets = _input_twins(targets, engine, batch_dimension, input_moments)
+    run = LossRun(meta_inputs, meta_targets, loss_fn, None)
+    names = clean_names(twin)
+    recorder = _MomentRecorder(names, engine.samples, engine)
+    with sdpa_kernel(SDPBackend.MATH), _quiet(), torch.enable_grad(), mode, recorder.attached():
+        with recorder.functions():
+            loss = _scalar(run(twin))
+        parameters = list_parameters(names)
+        trainable = {id(p.tensor): p.tensor for p in parameters if p.tensor.requires_grad}
+        graph = walk([loss.grad_fn])
+        trunk = find_trunk(graph, recorder.rows, recorder.calls, trainable)
+        arrived = _watch_points(trunk, engine, recorder)
+        recorder.phase = "backward"
+        gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+    found = {key: g for key, g in zip(trainable, gradients, strict=True) if g is not None}
+    if not found:
+        raise NothingObservedError(
+            f"the loss does not depend on any of the {len(trainable)} trainable parameters: every gradient is None"
+        )
+    naming = _Naming(recorder, names)
+    owners = _owners(parameters, recorder, naming, names)
+    floating = next((p.tensor for p in parameters if p.tensor.is_floating_point()), None)
+    return Prediction(
+        layers=_layers(recorder, trunk, naming, owners, parameters),
+        parameters=[_parameter(p, found, owners, engine) for p in parameters],
+        trunk=_points(trunk, arrived, naming),
+        unruled={name: engine.reasons[name] for name in engine.unruled},
+        operations=mode.operations,
+        loss_source=run.source,
+        batch_size=run.batch_size,
+        model_type=type(twin).__name__,
+        dtype="float32" if floating is None else str(floating.dtype).removeprefix("torch."),
+    )
+
+
+# -------------------------------------------------------------------- rows
+
+
+def _layers(
+    recorder: _MomentRecorder,
+    trunk: Trunk,
+    naming: _Naming,
+    owners: Mapping[int, str],
+    parameters: Sequence[NamedParameter],
+) -> list[PredictedLayer]:
+    owned: dict[str, list[str]] = {}
+    for parameter in parameters:
+        if id(parameter.tensor) in owners:
+            owned.setdefault(owners[id(parameter.tensor)], []).append(parameter.name)
+    layers = []
+    for row in recorder.rows:
+        activation, lost = moments_of(recorder.activations[id(row)])
+        arrived = recorder.gradients.get(id(row), [])
+        gradient, no_gradient = moments_of(arrived[-1]) if arrived else (None, None)
+        name = naming.of_row(row)
+        layers.append(
+            PredictedLayer(
+                name=name,
+                type=row.type,
+                kind=row.kind,
+                on_trunk=trunk.on_trunk(row),
+                shape=row.shape,
+                aliases=tuple(dict.fromkeys(a or ROOT for a in row.aliases)),
+                parameters=tuple(owned.get(name, ())),
+                activation=activation,
+                gradient=gradient,
+                unknown=no_gradient or lost,
+            )
+        )
+    return layers
+
+
+def _parameter(
+    parameter: NamedParameter, gradients: Mapping[int, Tensor], owners: Mapping[int, str], engine: Engine
+) -> PredictedParameter:
+    gradient = gradients.get(id(parameter.tensor))
+    law = engine.look_up(parameter.tensor)
+    moments, lost = (None, None) if gradient is None else moments_of(engine.look_up(gradient))
+    return PredictedParameter(
+        name=parameter.name,
+        aliases=tuple(parameter.aliases),
+        shape=tuple(parameter.tensor.shape),
+        layer=owners.get(id(parameter.tensor)),
+        value_mean=law.mean if isinstance(law, Law) else math.nan,
+        value_variance=law.variance if isinstance(law, Law) else math.nan,
+        gradient=moments,
+        unknown=lost,
+    )
+
+
+def _watch_points(trunk: Trunk, engine: Engine, recorder: Recorder) -> dict[Any, tuple[int, Any]]:
+    arrived: dict[Any, tuple[int, Any]] = {}
+    for node in _trunk_nodes(trunk):
+
+        def keep(gradients: tuple[Tensor | None, ...], node: Any = node) -> None:
+            if gradients and gradients[0] is not None:
+                arrived[node] = gradients[0].numel(), engine.look_up(gradients[0])
+
+        recorder._handles.append(node.register_prehook(keep))
+    return arrived
+
+
+def _points(trunk: Trunk, arrived: Mapping[Any, tuple[int, Any]], naming: _Naming) -> list[PredictedPoint]:
+    points = []
+    for point, node in zip(trunk.points(naming.of_call), reversed(_trunk_nodes(trunk)), strict=False):
+        elements, thing = arrived.get(node, (0, None))
+        moments, _ = moments_of(thing)
+        points.append(PredictedPoint(point.kind, point.layer, point.next_layer, elements, moments))
+    return points
+
+
+def _trunk_nodes(trunk: Trunk) -> list[Any]:
+    """The nodes of ``trunk.points()``, loss side first."""
+    return [point.node for point in trunk._points]

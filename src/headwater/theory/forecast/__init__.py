@@ -1,0 +1,24 @@
+"""Moment propagation: what the statistics of inputs and initial weights make of every activation and gradient."""
+
+from headwater.theory.forecast import rules as _rules
+from headwater.theory.forecast.axes import Atom, Axes, NoRuleError, axes_of_shape
+from headwater.theory.forecast.engine import RULES, Call, Engine, rule
+from headwater.theory.forecast.signals import Known, Law, Signal, Source
+from headwater.theory.forecast.stats import Stats
+
+__all__ = [
+    "RULES",
+    "Atom",
+    "Axes",
+    "Call",
+    "Engine",
+    "Known",
+    "Law",
+    "NoRuleError",
+    "Signal",
+    "Source",
+    "Stats",
+    "axes_of_shape",
+    "rule",
+]
+del _rules

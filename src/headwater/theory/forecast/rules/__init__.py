@@ -1,0 +1,25 @@
+"""Rules by family; importing this package registers them all."""
+
+from headwater.theory.forecast.rules import (
+    attention,
+    convolution,
+    elementwise,
+    linear,
+    losses,
+    normalization,
+    pooling,
+    selection,
+    shapes,
+)
+
+__all__ = [
+    "attention",
+    "convolution",
+    "elementwise",
+    "linear",
+    "losses",
+    "normalization",
+    "pooling",
+    "selection",
+    "shapes",
+]
