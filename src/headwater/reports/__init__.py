@@ -27,6 +27,8 @@ DOCUMENTS: Mapping[str, str] = {
         "headwater.reports.initialization_report:build_initialization_document"
     ),
     "headwater.records.study.StudyResult": "headwater.reports.study_report:build_study_document",
+    "headwater.records.phase.PhaseDiagram": "headwater.reports.phase_report:build_phase_document",
+    "headwater.records.phase.ActivationTable": "headwater.reports.phase_report:build_activation_document",
     "headwater.records.diagnosis.Diagnosis": "headwater.reports.diagnosis_report:build_diagnosis_document",
 }
 """Type of record to ``module:function`` that builds its document: ``build(record, *, full=False) -> Document``."""
@@ -37,6 +39,7 @@ FIGURES: Mapping[str, str] = {
         "headwater.reports.initialization_report:initialization_figure"
     ),
     "headwater.records.study.StudyResult": "headwater.reports.study_figures:study_figure",
+    "headwater.records.phase.PhaseDiagram": "headwater.reports.phase_figure:phase_figure",
     "headwater.records.diagnosis.Diagnosis": "headwater.reports.budget_figure:diagnosis_figure",
 }
 """Type of record to ``module:function`` that draws it: ``draw(record, *, template="dark", **options) -> Figure``."""
