@@ -42,7 +42,7 @@ class SymmetricUnits:
     def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
         """Yield at most one finding."""
         later = {} if profile.second_look is None else {q.name: q for q in profile.second_look.parameters}
-        rows = [q for q in profile.parameters if self._copies(q) and self._copies(later.get(q.name, q))]
+        rows = [q for q in profile.parameters if self._copies(q) and self._still(later.get(q.name, q))]
         # Zeros that got a gradient only later (the layer above was zero as well) show their twins then.
         rows += [
             q
@@ -70,13 +70,16 @@ class SymmetricUnits:
         )
 
     def _copies(self, row: ParameterProfile) -> bool:
-        units = _units(row)
         return (
             row.state not in ("frozen", "none", "exact_zero", "nonfinite")
             and row.role in ("weight", "recurrent")
-            and units >= 2
-            and (row.duplicate_units or 0) >= self.fraction * units
+            and self._still(row)
         )
+
+    def _still(self, row: ParameterProfile) -> bool:
+        """Whether the rows are copies, also where nothing moves them any more: twins that died are twins."""
+        units = _units(row)
+        return units >= 2 and (row.duplicate_units or 0) >= self.fraction * units
 
 
 def _units(row: ParameterProfile) -> int:

@@ -239,6 +239,17 @@ def test_symmetric_units_from_one_half_on(copies: int, found: bool) -> None:
     assert _one(SymmetricUnits(), profile([], [frozen])) is None
 
 
+@pytest.mark.parametrize(("state", "copies", "found"), [
+    ("finite", 90, True), ("exact_zero", 90, True), ("finite", 10, False), ("exact_zero", 10, False),
+])  # fmt: skip
+def test_twins_are_symmetric_when_they_still_are_after_the_steps(state: str, copies: int, found: bool) -> None:
+    # Whether a gradient still moves them is another matter: twins that died are twins.
+    row = parameter("0.weight", 1.0, duplicate_units=90)
+    gradient = statistics(0.0 if state == "exact_zero" else 1.0)
+    later = dataclasses.replace(row, duplicate_units=copies, gradient=gradient, state=state)
+    assert (_one(SymmetricUnits(), profile([], [row], second_look=_look(later))) is not None) is found
+
+
 # -------------------------------------------------------------------- values
 
 
