@@ -170,13 +170,13 @@ no_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slo
 
 
 @given(any_profile())
-@settings(no_deadline, max_examples=120)
+@settings(no_deadline, max_examples=60)
 def test_never_raises_on_a_profile_made_of_anything(profile: Profile) -> None:
     _must_not_raise(profile)
 
 
 @given(damaged_profile())
-@settings(no_deadline, max_examples=120)
+@settings(no_deadline, max_examples=60)
 def test_never_raises_on_a_real_profile_with_anything_replaced(profile: Profile) -> None:
     _must_not_raise(profile)
 
