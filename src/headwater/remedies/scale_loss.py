@@ -13,6 +13,8 @@ from headwater.remedies.remedy import NotApplicable, Stage, Treatment
 
 __all__ = ["ScaleLoss"]
 
+_LARGEST_EXPONENT = 15  # the scale is the gradient of a float16 loss, which holds no number above 65504
+
 
 @dataclass(frozen=True)
 class ScaleLoss:
@@ -49,15 +51,16 @@ class ScaleLoss:
         sizes = [row.gradient.max_abs for row in rows if row.gradient is not None]
         sizes += [q.gradient.max_abs for q in small if q.gradient is not None]
         largest = max((s for s in sizes if math.isfinite(s)), default=0.0)
-        if largest <= 0.0:
-            return NotApplicable("every gradient is zero: there is nothing to scale")
-        exponent = math.floor(math.log2(65504.0 / largest)) - self.headroom_log2
+        # Where everything was flushed to zero no number tells the scale: the largest possible one.
+        exponent = (
+            _LARGEST_EXPONENT if largest <= 0.0 else math.floor(math.log2(65504.0 / largest)) - self.headroom_log2
+        )
         if exponent < 1:
             return NotApplicable("its largest gradient is near the largest number of float16 already")
-        scale = 2.0 ** min(exponent, 24)
+        scale = 2.0 ** min(exponent, _LARGEST_EXPONENT)
         code = (
             "import torch\n\n"
-            f"loss_scale = {scale:g}\n\n\n"
+            f"loss_scale = {scale:.1f}\n\n\n"
             "def scale_loss(loss):\n"
             '    """Call it on the loss, before backward()."""\n'
             "    return loss.float() * loss_scale\n\n\n"
