@@ -40,7 +40,8 @@ def ok_prior_bias_on_sigmoid_output():
 
 
 @control(
-    OK + "a trained classifier that ends in nn.Softmax: its rows are nearly one-hot and right", learns(0.02, lr=1e-3)
+    OK + "a trained classifier that ends in nn.Softmax: its rows are nearly one-hot and right",
+    learns(0.02, lr=1e-3),
 )
 def ok_confident_softmax_output():
     x, y = clusters(96, 16, 4)
@@ -74,6 +75,7 @@ class ChronoCell(nn.Module):
 @control(
     OK + "memory gates with biases log(40) to log(150), made for long memories (Tallec & Ollivier 2018)",
     (steady_in_time(1.0), learns(0.01, lr=0.02)),
+    known_gap="a gate that is meant to stay open is judged by its slope alone",
 )
 def ok_chrono_gates():
     x, y = first_step_decides(40, 60)
@@ -94,7 +96,10 @@ class MaskedPolicy(nn.Module):
         return self.mask(self.body(s), s[:, :6] > -0.8)
 
 
-@control(OK + "invalid actions get a logit of -inf (Huang & Ontañón 2022): loss and gradients are finite", learns(0.02))
+@control(
+    OK + "invalid actions get a logit of -inf (Huang & Ontañón 2022): loss and gradients are finite",
+    learns(0.02),
+)
 def ok_minus_infinity_action_mask():
     s = torch.randn(96, 8)
     s[:, 5] = 1.0
@@ -111,7 +116,11 @@ class Impute(nn.Module):
         return torch.where(torch.isnan(x), self.fill, x)
 
 
-@control(OK + "missing values arrive as NaN and are replaced by a learned value", learns(0.02))
+@control(
+    OK + "missing values arrive as NaN and are replaced by a learned value",
+    learns(0.02),
+    known_gap="by contract inputs with NaN are refused, also where the model replaces them",
+)
 def ok_missing_values_imputed():
     x, y = clusters(96, 16, 4)
     x[torch.rand_like(x) < 0.1] = torch.nan
@@ -135,7 +144,8 @@ class CandidateAttention(nn.Module):
 
 
 @control(
-    OK + "attention over candidate sets of which most hold one element: those rows are one-hot by count", learns(0.02)
+    OK + "attention over candidate sets of which most hold one element: those rows are one-hot by count",
+    learns(0.02),
 )
 def ok_attention_over_single_candidates():
     x = torch.randn(64, 5, 8)

@@ -13,6 +13,7 @@ from tests.labelled.kit import ENTRIES, Case
 from torch import nn
 
 import headwater as hw
+from headwater.errors import HeadwaterError
 
 pytestmark = pytest.mark.slow
 
@@ -58,15 +59,18 @@ def overlaps(where: list[str], patterns: str, model: nn.Module) -> bool:
 
 def ask(name: str, fixed: bool) -> Answer:
     case = build(name, fixed)
+    gap = ENTRIES[name].known_gap if not fixed else ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a broken network makes torch say is not under test
-        if isinstance(case.x, torch.Tensor):
-            d = hw.diagnose(case.model, case.x, case.y, case.loss_fn)
-        else:
-            d = hw.diagnose(case.model, loss=lambda m: case.loss_fn(m(case.x), case.y))
+        try:
+            if isinstance(case.x, torch.Tensor):
+                d = hw.diagnose(case.model, case.x, case.y, case.loss_fn)
+            else:
+                d = hw.diagnose(case.model, loss=lambda m: case.loss_fn(m(case.x), case.y))
+        except HeadwaterError as error:  # a refusal is a wrong answer, and is listed as one
+            return Answer(name, fixed, case.label, type(error).__name__, (), False, gap)
     critical = tuple(f.code for f in d.findings if f.severity.value == "critical")
     where = [w for f in d.findings if f.severity.value in ("critical", "warning") for w in f.where]
-    gap = ENTRIES[name].known_gap if not fixed or ENTRIES[name].label == "healthy" else ""
     placed = overlaps(where, case.location, case.model) if case.location else True
     return Answer(name, fixed, case.label, d.verdict.value, critical, placed, gap)
 
@@ -124,6 +128,11 @@ def test_at_least_90_percent_of_the_faults_are_placed(answers: list[Answer]) -> 
     right = [a for a in answers if a.want != "healthy" and not a.known_gap and a.accepted]
     elsewhere = [a for a in right if not a.placed]
     assert len(elsewhere) <= 0.1 * len(right), "\n".join(map(str, elsewhere))
+
+
+def test_known_gaps_are_few() -> None:
+    gaps = [n for n, e in ENTRIES.items() if e.known_gap]
+    assert len(gaps) <= 0.03 * len(EVERYTHING), gaps
 
 
 def test_a_known_gap_is_no_longer_marked_once_it_is_closed(answers: list[Answer]) -> None:
