@@ -45,7 +45,38 @@ def command_line_page() -> str:
     return "\n".join(parts)
 
 
-PAGES: dict[str, Callable[[], str]] = {"docs/reference/cli.md": command_line_page}
+def gains_page() -> str:
+    """The gains of every activation beside torch's own."""
+    from headwater.theory.phase import activation_gains
+
+    rows = []
+    for row in activation_gains():
+        torch_gain = "raises" if row.torch is None else f"{row.torch:.4f}"
+        critical = "none" if row.critical_weight_variance is None else f"{row.critical_weight_variance:.4g}"
+        values = " | ".join(f"{value:.4f}" for value in (row.backward, row.forward, row.std))
+        rows.append(f"| `{row.name}` | {values} | {torch_gain} | {critical} |")
+    return "\n".join(
+        [
+            NOTE,
+            "# Gains of activation functions\n",
+            "With z ~ N(0, 1): weights of standard deviation gain/√fan keep the gradient (backward, 1/√E[φ'(z)²]), the second "
+            "moment of the signal (forward, 1/√E[φ(z)²]) or its variance (std, 1/√Var[φ(z)]). Beside them is what "
+            "`torch.nn.init.calculate_gain` gives. The last column is the σ_w² = fan_in · Var(W) at which a deep stack without "
+            "biases keeps its gradient; none where there is no value that the signal would stay at.\n",
+            "The same from the program: `headwater phase`, `hw.gain(fn, kind)` for any function of one number, "
+            "`hw.critical_init(fn, bias_variance)`.\n",
+            "| Activation | backward | forward | std | calculate_gain | critical σ_w² |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/cli.md": command_line_page,
+    "docs/reference/gains.md": gains_page,
+}
 """Page to the function that makes its text."""
 
 
