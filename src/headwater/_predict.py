@@ -84,7 +84,7 @@ def _check(model: Any, inputs: Any, targets: Any, loss_fn: Any, moments: Any) ->
         raise InputError(
             "targets were given without a loss_fn: pass loss_fn(output, targets), for example F.cross_entropy"
         )
-    if not tensors_in(inputs):
+    if not any(True for _ in tensors_in(inputs)):
         raise InputError("inputs should hold a tensor; torch.empty(shape, device='meta') stands for a shape alone")
     for path, tensor in tensors_in(inputs):
         if tensor.numel() == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ __all__ = [
     "is_recomputing_node",
     "nested_backwards",
     "sequence_number",
+    "truncated_normal_on_meta",
 ]
 
 
@@ -83,6 +84,36 @@ def functions_unseen() -> Any:
         A context manager.
     """
     return torch._C.DisableTorchFunction()
+
+
+@contextmanager
+def truncated_normal_on_meta(record: Callable[[torch.Tensor, float, float, float, float], object]) -> Iterator[None]:
+    """Hear of ``nn.init.trunc_normal_`` on the meta device, where torch ≥ 2.13 returns before any operation.
+
+    Without the private function (another torch version), its own operations are seen instead.
+
+    Args:
+        record: called with (tensor, mean, std, a, b) in place of it, for meta tensors.
+
+    Yields:
+        Nothing.
+    """
+    original = getattr(torch.nn.init, "_no_grad_trunc_normal_", None)
+    if original is None:
+        yield
+        return
+
+    def replacement(tensor: torch.Tensor, mean: float, std: float, a: float, b: float, *rest: Any, **kw: Any) -> Any:
+        if not tensor.is_meta:
+            return original(tensor, mean, std, a, b, *rest, **kw)
+        record(tensor, mean, std, a, b)
+        return tensor
+
+    torch.nn.init._no_grad_trunc_normal_ = replacement
+    try:
+        yield
+    finally:
+        torch.nn.init._no_grad_trunc_normal_ = original
 
 
 def memory_key(tensor: torch.Tensor) -> tuple[int, tuple[Any, ...]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headwater.capture._torch_compat import OperationMode, memory_key
+from headwater.capture._torch_compat import OperationMode, memory_key, truncated_normal_on_meta
 from headwater.capture.graph import walk
 from headwater.capture.loss_run import LossRun
 from headwater.capture.names import ROOT, clean_names
@@ -31,6 +31,7 @@ from headwater.theory.forecast import Engine, Known, Law, Signal, Source, axes_o
 
 __all__ = ["Moments", "PredictedLayer", "PredictedParameter", "Prediction", "predict_run"]
 
+_LARGEST_SAMPLE = 1 << 22  # elements of known values that moments are taken of; chosen by us
 _NO_STATISTICS = Statistics.of([])
 
 
@@ -176,9 +177,6 @@ class _MomentRecorder(Recorder):
     def _rms_log10(self, call: Call, source: Tensor) -> float | None:
         return None
 
-    def _is_foreign_activation(self, module: nn.Module) -> bool:
-        return False
-
     def _record(self, call: Call, path: str, tensor: Tensor, args: tuple[Any, ...]) -> None:
         known = self._known(tensor)
         if known is not None:
@@ -218,18 +216,21 @@ def moments_of(thing: Any) -> tuple[Moments | None, str | None]:
     if thing is None:
         return None, "it was not seen"
     if isinstance(thing, Known):
-        value = thing.value.detach().double()
-        square = float((value.abs() ** 2).mean()) if value.numel() else 0.0
+        value = thing.value.detach().reshape(-1)
+        value = value[:: max(1, value.numel() // _LARGEST_SAMPLE)].abs().double()
+        square = float(value.square().mean()) if value.numel() else 0.0
         return Moments(_half_log10(square), 0.0), None
     if isinstance(thing, Law):
         return Moments(_half_log10(thing.square), 0.0), None
     assert isinstance(thing, Signal)
     if thing.structure is not None:
-        return None, "attention weights"
-    spread = max(0.0, thing.spread)
+        return None, None  # attention weights, log-probabilities and losses: what matters of them is not their size
+    average, spread = thing.stats.average(), max(0.0, thing.spread)
+    if not (math.isfinite(average) and math.isfinite(spread)):
+        return None, "moments beyond the range of float64"
     # For wide fluctuations v grows like e^{σ²} - 1: the logarithm's variance is ln(1 + v).
     variance = math.log1p(spread) if spread < 1e6 else spread
-    return Moments(_half_log10(thing.stats.average()) - variance / (4.0 * math.log(10.0)), variance), None
+    return Moments(_half_log10(average) - variance / (4.0 * math.log(10.0)), variance), None
 
 
 def _half_log10(square: float) -> float:
@@ -237,6 +238,73 @@ def _half_log10(square: float) -> float:
 
 
 # -------------------------------------------------------------------- the model on the meta device
+
+
+def _draw_truncated(tensor: Tensor, mean: float, std: float, a: float, b: float) -> None:
+    """Give a meta tensor the mean and variance of N(mean, std²) cut to [a, b]."""
+    if std <= 0.0:
+        with torch.no_grad():
+            tensor.fill_(mean)
+        return
+    z = torch.linspace(max(-9.0, (a - mean) / std), min(9.0, (b - mean) / std), 20001, dtype=torch.float64)
+    weight = torch.exp(-0.5 * z * z)
+    weight = weight / weight.sum()
+    centre = float((weight * z).sum())
+    centre = 0.0 if abs(centre) < 1e-9 else centre
+    spread = float((weight * (z - centre) ** 2).sum()) ** 0.5
+    with torch.no_grad():
+        tensor.normal_(mean + std * centre, std * spread)
+
+
+def _orthogonal(tensor: Tensor, gain: float = 1.0, generator: Any = None) -> Tensor:
+    # min(rows, columns) rows of length gain² share rows · columns entries.
+    rows, columns = tensor.shape[0], tensor.numel() // tensor.shape[0]
+    with torch.no_grad():
+        return tensor.normal_(0.0, gain / math.sqrt(max(rows, columns)))
+
+
+def _sparse(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Any = None) -> Tensor:
+    with torch.no_grad():
+        return tensor.normal_(0.0, std * math.sqrt(1.0 - sparsity))
+
+
+def _dirac(tensor: Tensor, groups: int = 1) -> Tensor:
+    # A permutation, taken as random entries of the same mean square.
+    ones = min(tensor.shape[0], tensor.shape[1] * groups)
+    with torch.no_grad():
+        return tensor.normal_(0.0, math.sqrt(ones / tensor.numel()))
+
+
+@contextmanager
+def _silent_initialisers_heard() -> Iterator[None]:
+    """Torch's ``orthogonal_``, ``sparse_`` and ``dirac_`` may do nothing on meta tensors: their law is recorded instead."""
+    laws: dict[str, Callable[..., Tensor]] = {"orthogonal_": _orthogonal, "sparse_": _sparse, "dirac_": _dirac}
+    originals = {name: getattr(nn.init, name) for name in laws}
+
+    def replacement(name: str) -> Callable[..., Tensor]:
+        def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            function = laws[name] if tensor.is_meta else originals[name]
+            return function(tensor, *args, **kwargs)
+
+        return call
+
+    try:
+        for name in laws:
+            setattr(nn.init, name, replacement(name))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(nn.init, name, original)
+
+
+def _initialise_late(model: nn.Module) -> None:
+    """Run the initialisers of a model that skips them under ``torch.device("meta")``, as transformers' models do."""
+    method = getattr(model, "initialize_weights", None)
+    if callable(method) and callable(getattr(model, "_init_weights", None)):
+        method()
+        return
+    for child in model.children():
+        _initialise_late(child)
 
 
 def _law_of_values(value: Tensor) -> Law | Known:
@@ -346,8 +414,10 @@ def predict_run(
     if isinstance(model, nn.Module):
         twin = _on_meta(model, engine)
     else:
-        with torch.device("meta"), mode, _quiet():
-            twin = model()
+        with truncated_normal_on_meta(_draw_truncated), _silent_initialisers_heard(), mode, _quiet():
+            with torch.device("meta"):
+                twin = model()
+            _initialise_late(twin)
     first = next((t for _, t in tensors_in(inputs)), None)
     batch_dimension = _batch_dimension(twin)
     dimension = batch_dimension if first is not None and first.dim() >= 3 and first.is_floating_point() else 0
@@ -430,6 +500,8 @@ def _parameter(
 ) -> PredictedParameter:
     gradient = gradients.get(id(parameter.tensor))
     law = engine.look_up(parameter.tensor)
+    if isinstance(law, Known) and law.value.numel():
+        law = _law_of_values(law.value)
     moments, lost = (None, None) if gradient is None else moments_of(engine.look_up(gradient))
     return PredictedParameter(
         name=parameter.name,

@@ -100,6 +100,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 # Their outputs tell nothing about gradients: no rule is missed.
 _SILENT = {"detach_", "_local_scalar_dense", "_unsafe_index_put", "is_same_size"}
+_VIEWS = {
+    "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "detach", "alias",
+    "select", "slice",
+}  # fmt: skip
 _RANDOM = {
     "uniform", "normal", "normal_functional", "trunc_normal", "bernoulli", "rand", "randn", "rand_like", "randn_like",
     "randint", "randint_like", "randperm", "exponential", "log_normal", "native_dropout", "multinomial",
@@ -221,8 +225,8 @@ class Engine:
         in_place: bool,
     ) -> bool:
         """Compute an operation on known values for real, when it is small."""
-        if sum(t.numel() for t in outputs) > _LARGEST_KNOWN:
-            return False
+        if sum(t.numel() for t in outputs) > _LARGEST_KNOWN and name not in _VIEWS:
+            return False  # a view of known values takes no memory
 
         def real(value: Any) -> Any:
             if isinstance(value, Tensor):

@@ -47,6 +47,13 @@ def _correlations() -> Tensor:
     return -torch.cos(angle)
 
 
+@functools.cache
+def _powers() -> Tensor:
+    """ρ^k of the tabulated correlations, (degree + 2, correlations)."""
+    rho = _correlations()
+    return torch.stack([rho**k for k in range(_DEGREE + 2)])
+
+
 def _evaluated(fn: Function, mean: Tensor, deviation: Tensor) -> Tensor:
     z, _, _ = _nodes()
     values = fn(mean[:, None] + deviation[:, None] * z[None, :])
@@ -113,9 +120,8 @@ class _Table:
         values = _evaluated(fn, centre, levels)
         coefficients = (values * weight) @ hermite.T  # (levels, degree + 1)
         rest = ((values * values) @ weight - (coefficients**2).sum(1)).clamp_min(0.0)
-        rho = _correlations()
-        powers = torch.stack([rho**k for k in range(_DEGREE + 1)])
-        self.values = (coefficients**2) @ powers + rest[:, None] * rho[None, :] ** (_DEGREE + 1)  # (levels, ρ)
+        # (levels, ρ): what the expansion leaves out is put at the next degree
+        self.values = torch.cat([coefficients**2, rest[:, None]], dim=1) @ _powers()
         self.log_levels = levels.clamp_min(1e-300).log()
 
     def _correlation(self, covariance: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -177,7 +183,7 @@ def function_fourth_ratio(fn: Function, stats: Stats, samples: int, weights: Sta
     if weights is None:
         factor = excess.ones()
     else:
-        unit = weights.times(weights.square.clamp_min(1e-300).rsqrt())
+        unit = weights.normalised()
         factor = unit.product(unit)
         factor = Stats(
             factor.atoms,

@@ -17,6 +17,9 @@ from headwater.theory.forecast.stats import Stats
 __all__ = ["Known", "Law", "Root", "Signal", "Source", "Term", "Thing", "rename", "to_signal", "unify"]
 
 
+_LARGEST_SAMPLE = 1 << 22  # elements of known values that moments are taken of; chosen by us
+
+
 @dataclass(eq=False)
 class Root:
     """One random tensor; signals that are multiples or functions of the same root move together.
@@ -339,9 +342,7 @@ def _law_stats(law: Law, atoms: tuple[Atom, ...], has_samples: bool) -> Stats:
 
 def _known_stats(known: Known, atoms: tuple[Atom, ...], has_samples: bool) -> Stats:
     """Moments over the values: samples and features averaged, positions kept or pooled."""
-    value = known.value.detach().to(torch.float64)
-    if not bool(torch.isfinite(value).all()):
-        raise NoRuleError("a constant tensor with infinite values outside an attention mask")
+    value = known.value.detach()
     mine = flat(known.axes)
     value = value.reshape([a.size for a in mine] or [1])
     sample = [i for i, a in enumerate(mine) if a.kind == "sample"]
@@ -351,6 +352,11 @@ def _known_stats(known: Known, atoms: tuple[Atom, ...], has_samples: bool) -> St
     positions = math.prod(a.size for a in atoms)
     x = value.permute(*sample, *place, *rest) if mine else value
     x = x.reshape(count, positions, -1)  # (B, P, D)
+    if x.numel() > _LARGEST_SAMPLE:  # some features stand for all
+        x = x[..., :: math.ceil(x.numel() / _LARGEST_SAMPLE)]
+    x = x.to(torch.float64)
+    if not bool(torch.isfinite(x).all()):
+        raise NoRuleError("a constant tensor with infinite values outside an attention mask")
     features = x.shape[2]
     total = x.sum(0)  # (P, D)
     if all(a.dense for a in atoms):

@@ -153,6 +153,11 @@ class Stats:
         two = n * (self.aligned * other.aligned).sum() + n * (n - 1.0) * (self.between * other.between).diagonal().sum()
         return one, two
 
+    def normalised(self) -> Stats:
+        """Of the tensor divided by its rms at each position; 0 where it is 0."""
+        positive = self.square > 0.0
+        return self.times(torch.where(positive, torch.where(positive, self.square, 1.0).rsqrt(), 0.0))
+
     def ones(self) -> Stats:
         """The statistics of a tensor of ones over the same positions."""
         one, square = torch.ones_like(self.mean), torch.ones_like(self.within)
@@ -167,8 +172,7 @@ class Stats:
         Returns:
             The average.
         """
-        q = self.square.clamp_min(torch.finfo(torch.float64).tiny)
-        unit = self.times(q.rsqrt())
+        unit = self.normalised()
         one, two = unit.pair_sums(unit)
         n = self.positions
         return float((one + (samples - 1) * two) / (samples * n * n))

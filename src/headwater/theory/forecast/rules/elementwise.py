@@ -54,6 +54,8 @@ def apply_function(signal: Signal, fn: Function) -> Signal:
 
 def scaled(thing: Thing, factor: float) -> Thing:
     """The tensor times a number."""
+    if factor == 1.0:
+        return thing
     if isinstance(thing, Known):
         return Known(thing.axes, thing.value * factor)
     if isinstance(thing, Law):
@@ -79,7 +81,8 @@ def constant_of(thing: Thing) -> float | None:
             return None
         flat = thing.value.detach().reshape(-1)
         first = float(flat[0])
-        return first if bool((flat == flat[0]).all()) else None
+        some = flat[:: max(1, flat.numel() // 64)]  # most tensors that are not constant show it here
+        return first if bool((some == flat[0]).all()) and bool((flat == flat[0]).all()) else None
     return None
 
 

@@ -39,12 +39,12 @@ class TargetGradient:
     targets: Thing | None
 
 
-_SCALAR = Stats.constant(0.0, 0.0)
+_SCALAR = Stats.constant(math.nan, math.nan)
 
 
 def _scalar(call: Call) -> Signal:
     """The loss itself: its value is not forecast."""
-    return Signal.of((), _SCALAR, call.samples)
+    return Signal.of((), _SCALAR, call.samples, 0.0, "loss")
 
 
 @rule("_log_softmax")
