@@ -306,3 +306,35 @@ def test_the_code_gives_the_same_profile_in_a_fresh_process(tmp_path: Path) -> N
     for p, seen in zip(model_remedies, profiles, strict=True):
         assert seen == pytest.approx({"loss": p.after.loss, **p.after.gradients("rms")}, rel=1e-5), p.name
     assert sick.loss_fn is F.cross_entropy
+
+
+def test_plain_sgd_steps_in_where_the_optimizer_cannot() -> None:
+    """Adam refuses the sparse gradients of this embedding, whose module does not say that they are."""
+
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(30, 12))
+            self.net = patients.sigmoid().model
+
+        def forward(self, t: torch.Tensor) -> torch.Tensor:
+            return self.net(F.embedding(t, self.table, sparse=True))
+
+    torch.manual_seed(0)
+    t = torch.arange(24)
+    rx = prescribe(Lookup(), t, t % 3, F.cross_entropy, remedies=(SwapActivation("relu"),), trial_steps=3)
+    assert any("cannot train" in note for note in rx.notes)
+    assert rx.best is not None
+    assert rx.best.trial is not None
+    assert rx.best.trial.optimizer == "SGD"
+
+
+def test_a_slow_model_gets_shorter_trials_of_equal_length() -> None:
+    sick = patients.sigmoid()
+    rx = prescribe(
+        sick.model, sick.x, sick.y, sick.loss_fn, remedies=(SwapActivation("relu"),), trial_steps=100_000, budget_seconds=3
+    )
+    assert rx.best is not None
+    assert rx.best.trial is not None
+    assert 3 <= rx.best.trial.steps < 100_000
+    assert len(rx.best.trial.before) == len(rx.best.trial.after)

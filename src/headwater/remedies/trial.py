@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Course", "OptimizerRecipe", "run_steps"]
+__all__ = ["SGD_LEARNING_RATE", "Course", "OptimizerRecipe", "run_steps"]
 
 ADAM_LEARNING_RATE = 1e-3
 """Adam's default (Kingma and Ba, ICLR 2015)."""
 SGD_LEARNING_RATE = 1e-2
 """Where Adam refuses (sparse gradients); chosen by us."""
+LEAST_STEPS = 3
+"""Taken even where the time is spent: fewer say nothing. Chosen by us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,13 @@ class Course:
         losses: before each step and after the last one; it ends early with the first that is not finite.
         seconds_per_step: median over the steps; NaN without one.
         note: why it ended early, or an empty string.
+        cut: whether it ended early for want of time.
     """
 
     losses: tuple[float, ...]
     seconds_per_step: float
     note: str = ""
+    cut: bool = False
 
 
 def run_steps(
@@ -94,7 +98,7 @@ def run_steps(
         steps: how many.
         seed: of what the steps draw; the global random state is restored.
         functions: of a training remedy: ``scale_loss``, ``before_step``, ``make_optimizer``.
-        deadline: ``time.perf_counter()`` after which no step begins.
+        deadline: ``time.perf_counter()`` after which no step begins, but for the first ``LEAST_STEPS``.
 
     Returns:
         The course.
@@ -102,15 +106,15 @@ def run_steps(
     functions = functions or {}
     losses: list[float] = []
     seconds: list[float] = []
-    note = ""
+    note, cut = "", False
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         make = functions.get("make_optimizer")
         optimizer = make(model) if make is not None else recipe.make(model)
         for _ in range(steps):
-            if time.perf_counter() > deadline:
-                note = f"the time was spent after {len(seconds)} steps"
+            if len(seconds) >= LEAST_STEPS and time.perf_counter() > deadline:
+                note, cut = f"the time was spent after {len(seconds)} steps", True
                 break
             started = time.perf_counter()
             optimizer.zero_grad()
@@ -130,4 +134,4 @@ def run_steps(
             with torch.no_grad():
                 losses.append(float(run(model).detach()))
         optimizer.zero_grad()
-    return Course(tuple(losses), statistics.median(seconds) if seconds else math.nan, note)
+    return Course(tuple(losses), statistics.median(seconds) if seconds else math.nan, note, cut)
