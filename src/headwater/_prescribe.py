@@ -17,7 +17,7 @@ from headwater.errors import InputError
 from headwater.records.initialization import BiasInitialization
 from headwater.records.remedy import Prescriptions
 from headwater.remedies import DEFAULT_REMEDIES, Remedy
-from headwater.remedies.trial import OptimizerRecipe
+from headwater.remedies.trial import OptimizerRecipe, fit_random_targets
 
 __all__ = ["prescribe"]
 
@@ -91,10 +91,12 @@ def prescribe(
             seconds=time.perf_counter() - started,
             budget_seconds=float(budget_seconds),
         )
+    probed = diagnosis.profile.loss_source == "probe"
     keep, why = _weights_to_keep(model, keep_weights)
     search = Search(
         model=model,
         arguments=arguments,
+        task=(inputs, None, fit_random_targets, None) if probed else arguments,
         diagnosis=diagnosis,
         recipe=OptimizerRecipe.like(optimizer, model),
         steps=trial_steps,
@@ -107,6 +109,10 @@ def prescribe(
     )
     search.run(remedies)
     notes = list(search.notes)
+    if probed:
+        notes.append(
+            "No loss was given: the trial fits random targets, which shows whether the model trains, but no task."
+        )
     items = ranked([attempt.prescription for attempt in search.attempts])
     if items and not items[0].healed:
         notes.append(f"Nothing that was tried heals it; the best attempt is {items[0].name}.")

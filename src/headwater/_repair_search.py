@@ -46,10 +46,14 @@ class Attempt:
 
 @dataclass
 class Search:
-    """Tries remedies, then pairs of them, until enough heal or the time is spent."""
+    """Tries remedies, then pairs of them, until enough heal or the time is spent.
+
+    ``arguments`` are what the model is diagnosed with, ``task`` what it is trained on: the same, unless no loss was given.
+    """
 
     model: nn.Module
     arguments: tuple[Any, Any, Any, Any]
+    task: tuple[Any, Any, Any, Any]
     diagnosis: Diagnosis
     recipe: OptimizerRecipe
     steps: int
@@ -65,7 +69,7 @@ class Search:
     attempts: list[Attempt] = field(default_factory=list)
 
     def loss_of(self, model: nn.Module) -> Tensor:
-        return LossRun(*self.arguments)(model)
+        return LossRun(*self.task)(model)
 
     def copied(self, model: nn.Module) -> nn.Module:
         try:

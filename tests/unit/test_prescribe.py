@@ -332,9 +332,24 @@ def test_plain_sgd_steps_in_where_the_optimizer_cannot() -> None:
 def test_a_slow_model_gets_shorter_trials_of_equal_length() -> None:
     sick = patients.sigmoid()
     rx = prescribe(
-        sick.model, sick.x, sick.y, sick.loss_fn, remedies=(SwapActivation("relu"),), trial_steps=100_000, budget_seconds=3
+        sick.model,
+        sick.x,
+        sick.y,
+        sick.loss_fn,
+        remedies=(SwapActivation("relu"),),
+        trial_steps=100_000,
+        budget_seconds=3,
     )
     assert rx.best is not None
     assert rx.best.trial is not None
     assert 3 <= rx.best.trial.steps < 100_000
     assert len(rx.best.trial.before) == len(rx.best.trial.after)
+
+
+def test_without_a_loss_the_trial_fits_random_targets() -> None:
+    sick = patients.sigmoid()
+    rx = prescribe(sick.model, sick.x, remedies=FEW, trial_steps=20)
+    assert any("No loss was given" in note for note in rx.notes)
+    assert rx.best is not None
+    assert rx.best.trial is not None
+    assert 0.0 < rx.best.trial.final_after < rx.best.trial.after[0]

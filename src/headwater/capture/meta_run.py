@@ -228,9 +228,8 @@ def moments_of(thing: Any) -> tuple[Moments | None, str | None]:
     average, spread = thing.stats.average(), max(0.0, thing.spread)
     if not (math.isfinite(average) and math.isfinite(spread)):
         return None, "moments beyond the range of float64"
-    # For wide fluctuations v grows like e^{σ²} - 1: the logarithm's variance is ln(1 + v).
-    variance = math.log1p(spread) if spread < 1e6 else spread
-    return Moments(_half_log10(average) - variance / (4.0 * math.log(10.0)), variance), None
+    # Layers add to v one by one, as they do to the variance of the logarithm.
+    return Moments(_half_log10(average) - spread / (4.0 * math.log(10.0)), spread), None
 
 
 def _half_log10(square: float) -> float:

@@ -247,7 +247,7 @@ class Recorder:
                 )
         elif kind == "softmax":
             dimension = getattr(call.module, "dim", -1)
-            row.saturated_fraction = softmax_saturation(tensor, -1 if dimension is None else dimension)
+            row.saturated_fraction = softmax_saturation(tensor, -1 if dimension is None else dimension, source)
 
     def _rms_log10(self, call: Call, source: Tensor) -> float | None:
         """What a weight multiplies; most often another row's tensor, whose statistics are there already."""
@@ -333,7 +333,8 @@ class Recorder:
             row = self._functional_row("softmax", "softmax", out)
             dimension = kwargs.get("dim", args[1] if len(args) > 1 else -1)
             if row is not None and isinstance(dimension, int):
-                row.saturated_fraction = softmax_saturation(out, dimension)
+                scores = args[0] if args and isinstance(args[0], Tensor) else None
+                row.saturated_fraction = softmax_saturation(out, dimension, scores)
 
     # ---------------------------------------------------------------- gradients
 

@@ -32,6 +32,9 @@ sigmoid, |x| > 2.18 for tanh. Chosen by us; a standard-normal input has 1.3e-5 a
 ONE_HOT_GINI = 0.02
 """A softmax row with 1 - Σp² below this passes almost no gradient (largest p above about 0.99). Chosen by us."""
 
+MASKED_SCORE = -9e3
+"""A score below this is a mask (-1e4, -1e9, -inf are in use), not a logit. Chosen by us."""
+
 _BLOCK = 1 << 18  # elements whose slope is computed at once: temporaries stay in cache and never scale with the layer
 
 SlopeFromOutput = Callable[[Tensor], Tensor]
@@ -279,17 +282,20 @@ def _slope(units: int, off: Tensor, square: float, count: int) -> Slope:
     )
 
 
-def softmax_saturation(probabilities: Tensor, dimension: int) -> float | None:
+def softmax_saturation(probabilities: Tensor, dimension: int, scores: Tensor | None = None) -> float | None:
     """Share of softmax rows that are one-hot, so that p(1 - p) passes almost no gradient.
 
     Args:
         probabilities: output of a softmax.
         dimension: the dimension that sums to one.
+        scores: what entered it, where it is known: a row in which a mask leaves one candidate is not counted.
 
     Returns:
-        A fraction, 0 to 1; None when there are fewer than two classes or no row.
+        A fraction, 0 to 1; None when there are fewer than two classes or no row with a choice.
     """
     if probabilities.numel() == 0 or probabilities.shape[dimension] < 2:
         return None
-    gini = 1 - probabilities.detach().float().square().sum(dimension)
-    return float((gini < ONE_HOT_GINI).float().mean())
+    one_hot = 1 - probabilities.detach().float().square().sum(dimension) < ONE_HOT_GINI
+    if scores is not None and scores.shape == probabilities.shape and bool(one_hot.any()):
+        one_hot = one_hot[(scores.detach() > MASKED_SCORE).sum(dimension) >= 2]
+    return float(one_hot.float().mean()) if one_hot.numel() else None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from headwater.detectors.neighbours import feeding_row
 from headwater.records import Evidence, Finding, LayerProfile, Profile, Severity, Verdict
 
 __all__ = ["DeadUnits"]
@@ -98,19 +99,13 @@ class DeadUnits:
         units = max(1, row.unit_count or 1)
         if fraction - 0.5 > self.z * math.sqrt(0.25 / units):
             return True
-        before = _before(profile, row)
+        before = feeding_row(profile, row)
         apart = before is not None and (before.between_sample_fraction or 0.0) > self.apart
         return fraction == 1.0 and units * (_samples(profile, row) if apart else 1) >= self.coins
 
 
-def _before(profile: Profile, row: LayerProfile) -> LayerProfile | None:
-    """The row that feeds an activation: the nearest one before it of the same shape."""
-    position = next((i for i, r in enumerate(profile.layers) if r.name == row.name), 0)
-    return next((r for r in reversed(profile.layers[:position]) if r.shape == row.shape), None)
-
-
 def _enters_zero(profile: Profile, row: LayerProfile) -> bool:
-    before = _before(profile, row)
+    before = feeding_row(profile, row)
     return before is not None and before.activation.count == before.activation.zero_count
 
 
@@ -120,7 +115,7 @@ def _samples(profile: Profile, row: LayerProfile) -> int:
 
 def _why(profile: Profile, row: LayerProfile) -> str:
     """What the layer before it sends: a negative mean far from its spread is a bias, not chance."""
-    before = _before(profile, row)
+    before = feeding_row(profile, row)
     if before is None or not before.activation.finite_count:
         return ""
     return f": what enters has mean {before.activation.mean:.3g} and standard deviation {before.activation.std:.3g}"

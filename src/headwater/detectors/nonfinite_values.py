@@ -51,6 +51,7 @@ class NonFiniteValues:
         loss_bad = not math.isfinite(profile.loss)
         if not (values or forward or backward or parameters or loss_bad):
             return
+        masks = not (values or backward or parameters or loss_bad) and not any(r.activation.nan_count for r in forward)
         if values:
             producer, cause = values[0], f"The parameter {values[0]} itself holds NaN or infinity."
         elif forward:
@@ -76,8 +77,9 @@ class NonFiniteValues:
         yield Finding(
             code=self.code,
             defect="NaN or infinity",
-            severity=Severity.CRITICAL,
-            verdict=Verdict.EXPLODING if _overflows(profile) else Verdict.NAN,
+            # Infinities that neither the loss nor any gradient feels are a mask.
+            severity=Severity.INFO if masks else Severity.CRITICAL,
+            verdict=None if masks else Verdict.EXPLODING if _overflows(profile) else Verdict.NAN,
             where=tuple(dict.fromkeys(where)),
             evidence=(
                 Evidence("activations not finite", len(forward), "layers"),

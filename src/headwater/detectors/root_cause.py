@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from headwater.detectors.neighbours import behind_function
 from headwater.detectors.protocol import Detector
 from headwater.errors import InputError
 from headwater.records import Diagnosis, Finding, Profile, Severity, Verdict, gradient_budget
@@ -28,6 +29,11 @@ _ORDER = (
     Verdict.ZERO_GRADIENT,
     Verdict.VANISHING,
 )
+
+
+def _places(profile: Profile, where: Sequence[str]) -> tuple[str, ...]:
+    """Names people can look up: a function's row is followed by the modules and parameters around it."""
+    return tuple(dict.fromkeys(name for place in where for name in (place, *behind_function(profile, place))))
 
 
 def _covers(places: Sequence[str], names: Sequence[str]) -> bool:
@@ -73,6 +79,7 @@ def diagnosis_of(
                     advice="Call the detector directly on the profile to see the traceback, and report it.",
                 )
             )
+    findings = [replace(f, where=_places(profile, f.where)) for f in findings]
     candidates = [f for f in findings if f.severity is Severity.CRITICAL and f.verdict is not None]
     # Of equals the first wins: an explosion before its overflow.
     candidates.sort(key=lambda f: f.verdict is Verdict.NAN)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from headwater.detectors.neighbours import decades_below_median, feeding_row
 from headwater.records import Evidence, Finding, LayerProfile, Profile, Severity, Verdict
 
 __all__ = ["SaturatedActivation"]
@@ -25,7 +27,10 @@ class SaturatedActivation:
     ## Evidence and threshold
     ``fraction``: more than half of what a standard normal input leaves unsaturated (a ReLU6 has half of its elements on
     its lower end then, and that is no saturation; a sigmoid none, tanh 3 %, a softmax none). Chosen by us: from there on
-    the median element is saturated. A warning from ``warning_fraction`` = 0.25 on.
+    the median element is saturated. A warning from ``warning_fraction`` = 0.25 on. And the gradient must be lost there.
+    On the output, the loss may make up for the slope (cross-entropy for a softmax does): nothing is lost while moving
+    every pre-activation by one changes the loss by ``output_share`` = 5 % of itself or more. Off the trunk (a gate), it
+    is lost where the weights before it lie ``gate_decades`` = 3 below the median weight gradient, the limit over depth.
 
     ## Known false alarms
     Gates that are meant to be open or shut; attention that a trained network has made sharp on purpose.
@@ -41,6 +46,8 @@ class SaturatedActivation:
     code: ClassVar[str] = "HW202"
     fraction: float = 0.5
     warning_fraction: float = 0.25
+    output_share: float = 0.05
+    gate_decades: float = 3.0
 
     def __call__(self, profile: Profile, forecast: Any | None = None) -> Iterable[Finding]:
         """Yield at most one finding."""
@@ -48,7 +55,8 @@ class SaturatedActivation:
         rows = [r for r in profile.layers if _excess(r) > self.warning_fraction and r.gradient is not None]
         if not rows:
             return
-        strong = [r for r in rows if _excess(r) > self.fraction]
+        strong = [r for r in rows if _excess(r) > self.fraction and self._loses(profile, r)]
+        rows = strong or rows
         worst = max(rows, key=_excess)
         share = worst.saturated_fraction or 0.0
         softmax = worst.kind == "softmax"
@@ -57,7 +65,7 @@ class SaturatedActivation:
             defect="saturated softmax" if softmax else "saturated activation",
             severity=Severity.CRITICAL if strong else Severity.WARNING,
             verdict=Verdict.SATURATED,
-            where=tuple(r.name for r in (strong or rows)),
+            where=tuple(r.name for r in rows),
             evidence=(
                 Evidence(
                     "saturated fraction",
@@ -82,6 +90,26 @@ class SaturatedActivation:
             ),
         )
 
+    def _loses(self, profile: Profile, row: LayerProfile) -> bool:
+        """Whether a gradient is lost in a saturated row, and not made up for behind it nor carried past it."""
+        before = feeding_row(profile, row)
+        if before is None or before.gradient is None:
+            return True
+        if _is_output(profile, row):
+            # Σ|∂L/∂z| / L is how much of itself the loss changes when every pre-activation moves by one.
+            moved = before.gradient.mean_abs * before.gradient.count
+            return not moved >= self.output_share * abs(profile.loss)
+        if not row.on_trunk and row.kind != "softmax":
+            below = decades_below_median(profile, before.parameters)
+            return math.isnan(below) or below >= self.gate_decades
+        return True
+
+
+def _is_output(profile: Profile, row: LayerProfile) -> bool:
+    """Whether nothing but the loss comes after a row."""
+    position = next(i for i, r in enumerate(profile.layers) if r.name == row.name)
+    return row.on_trunk and not any(r.parameters and ":" not in r.name for r in profile.layers[position + 1 :])
+
 
 def _excess(row: LayerProfile) -> float:
     """The saturated share of the elements that would not be saturated by a standard normal input."""
@@ -90,8 +118,7 @@ def _excess(row: LayerProfile) -> float:
 
 
 def _entering(profile: Profile, row: LayerProfile) -> str:
-    position = next((i for i, r in enumerate(profile.layers) if r.name == row.name), 0)
-    before = next((r for r in reversed(profile.layers[:position]) if r.shape == row.shape), None)
+    before = feeding_row(profile, row)
     if before is not None and before.activation.finite_count:
         return f": what enters has rms {before.activation.rms:.3g} (mean {before.activation.mean:.3g})"
     return ""

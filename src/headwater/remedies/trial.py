@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SGD_LEARNING_RATE", "Course", "OptimizerRecipe", "run_steps"]
+from headwater.capture.tensors import tensors_in
+
+__all__ = ["SGD_LEARNING_RATE", "Course", "OptimizerRecipe", "fit_random_targets", "run_steps"]
 
 ADAM_LEARNING_RATE = 1e-3
 """Adam's default (Kingma and Ba, ICLR 2015)."""
@@ -77,6 +79,24 @@ class Course:
     seconds_per_step: float
     note: str = ""
     cut: bool = False
+
+
+def fit_random_targets(output: Any) -> Tensor:
+    """Mean squared distance of an output to fixed standard normal targets: a task for a model that came without one.
+
+    Args:
+        output: of the model, any structure.
+
+    Returns:
+        A scalar, 0 at best.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = [t for _, t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
+    parts = [
+        (t - torch.randn(t.shape, generator=generator).to(device=t.device, dtype=t.dtype)).float().square().mean()
+        for t in found
+    ]
+    return torch.stack(parts).sum()
 
 
 def run_steps(
