@@ -161,3 +161,27 @@ def test_every_block_of_a_model_on_meta_is_found():
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.integration
+def test_the_branches_of_published_architectures_are_found():
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    gpt2 = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, bos_token_id=None, eos_token_id=None)
+    models = {
+        transformers.GPT2Model(gpt2): {"attn.c_proj", "mlp.c_proj"},
+        transformers.LlamaModel(transformers.LlamaConfig(**small, num_key_value_heads=2, vocab_size=40)): {
+            "self_attn.o_proj",
+            "mlp.down_proj",
+        },
+        transformers.ViTModel(transformers.ViTConfig(**small)): {"attention.o_proj", "mlp.fc2"},
+    }
+    for model, ends in models.items():
+        found = [name.removesuffix(".weight") for name in factors(model) if name.endswith(".weight")]
+        assert len(found) == 4, found
+        assert all(any(name.endswith(end) for end in ends) for name in found), found
+    # BERT adds in another module than the branch: its modules have to be named
+    bert = transformers.BertModel(transformers.BertConfig(**small, vocab_size=40))
+    with pytest.raises(InputError, match="no residual branch was found"):
+        factors(bert)
+    assert len(factors(bert, "encoder.layer.*.output.dense")) == 8
