@@ -91,7 +91,7 @@ def fit_random_targets(output: Any) -> Tensor:
         A scalar, 0 at best.
     """
     generator = torch.Generator().manual_seed(0)
-    found = [t for _, t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
+    found = [t for _, t in tensors_in(output) if t.is_floating_point()]
     parts = [
         (t - torch.randn(t.shape, generator=generator).to(device=t.device, dtype=t.dtype)).float().square().mean()
         for t in found
