@@ -127,8 +127,13 @@ def _line(critical: tuple[CriticalPoint, ...]) -> list[Any]:
         traces += [
             go.Scatter(x=x, y=y, mode="lines", line={"color": _HALO, "width": 6}, hoverinfo="skip", showlegend=False),
             go.Scatter(
-                x=x, y=y, mode="lines", name=name, line={"color": _INK, "width": 2.5, "dash": dash}, text=hover,
-                hovertemplate="%{text}<extra></extra>",
+                x=x, y=y, mode="lines", line={"color": _INK, "width": 2.5, "dash": dash}, text=hover,
+                hovertemplate="%{text}<extra></extra>", showlegend=False,
+            ),
+            # In the legend a grey that shows on both backgrounds.
+            go.Scatter(
+                x=[None], y=[None], mode="lines", name=name,
+                line={"color": PALETTE["gray"], "width": 2.5, "dash": dash},
             ),
         ]  # fmt: skip
     return traces
