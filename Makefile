@@ -60,6 +60,7 @@ layers: $(VENV)/.installed-all
 
 docs-generated: $(VENV)/.installed-all
 	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python scripts/generate_detector_docs.py --check
 
 browser:
 	@bash scripts/ensure_chromium.sh
@@ -70,6 +71,7 @@ check: $(VENV)/.installed-all lint types layers docs-generated browser
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python scripts/generate_docs.py
+	$(BIN)/python scripts/generate_detector_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir out/site
 
 format: $(VENV)/.installed-all

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwater._measure import measure
+from headwater._measure import profile_of
 from headwater.capture import CopyError, LossRun, look_again
 from headwater.detectors import DEFAULT_DETECTORS, Detector, diagnosis_of
 from headwater.errors import InputError
@@ -33,7 +33,8 @@ def diagnose(
 ) -> Diagnosis:
     """Say whether the gradient reaches the first layer, and if not, where it is lost and why.
 
-    One forward and one backward, as :func:`headwater.measure`. Where one cannot tell (exact zeros, copies of one unit,
+    One forward and one backward, as :func:`headwater.measure` (inputs that hold NaN are not refused: what they do is the
+    verdict). Where one cannot tell (exact zeros, copies of one unit,
     units that are off), a few steps are taken on a copy with the same batch, and what is still so decides. The verdict
     does not depend on the scale of the loss.
 
@@ -73,7 +74,7 @@ def diagnose(
         raise InputError(f"optimizer should be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps should be a positive integer, got {steps!r}")
-    profile = measure(model, inputs, targets, loss_fn, loss=loss, draws=draws, include=include, exclude=exclude)
+    profile = profile_of(model, inputs, targets, loss_fn, loss=loss, draws=draws, include=include, exclude=exclude)
     undecided: list[str] = []
     suspects = _suspects(profile)
     if optimizer is not None or suspects or _may_change(profile):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +68,22 @@ def measure(
         >>> first / last < 1e-5
         True
     """
+    refuse_nonfinite(inputs)
+    return profile_of(model, inputs, targets, loss_fn, loss=loss, draws=draws, include=include, exclude=exclude)
+
+
+def profile_of(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    loss_fn: Callable[..., Tensor] | None,
+    *,
+    loss: Callable[[nn.Module], Tensor] | None,
+    draws: int,
+    include: object,
+    exclude: object,
+) -> Profile:
+    """As :func:`measure`, also of inputs that hold NaN or infinity: what they do is then for a diagnosis to say."""
     _check_arguments(model, inputs, targets, loss_fn, loss, draws)
     run = LossRun(inputs, targets, loss_fn, loss)
     if draws == 1:
@@ -107,6 +123,7 @@ def measure(
         seed=torch.initial_seed(),
         draws=draws,
         warnings=observation.warnings,
+        nonfinite_inputs={where: bad for where, bad, _ in _nonfinite_inputs(inputs)},
     )
     return profile if spreads is None else _over_draws(profile, spreads)
 
@@ -167,12 +184,24 @@ def _check_arguments(model: Any, inputs: Any, targets: Any, loss_fn: Any, loss: 
             raise InputError(f"{where} lives on the meta device and holds no values; make it with device='cpu'")
         if tensor.is_inference():
             raise GradModeError(f"{where} was made under torch.inference_mode(); pass a .clone() made outside")
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
+
+
+def _nonfinite_inputs(inputs: Any) -> Iterator[tuple[str, int, int]]:
+    """Where inputs are not finite: path, how many elements, of how many."""
+    for path, tensor in tensors_in(inputs):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.is_meta:
             bad = int((~torch.isfinite(tensor)).sum())
-            raise InputError(
-                f"{where} holds {bad} NaN or infinite value(s) among {tensor.numel()}: every gradient would be NaN "
-                "whatever the model; clean the data first"
-            )
+            if bad:
+                yield f"inputs{path}", bad, tensor.numel()
+
+
+def refuse_nonfinite(inputs: Any) -> None:
+    """Raise ``InputError`` for inputs that hold NaN or infinity."""
+    for where, bad, count in _nonfinite_inputs(inputs):
+        raise InputError(
+            f"{where} holds {bad} NaN or infinite value(s) among {count}: a gradient measured on them says nothing "
+            "about the model; clean the data first"
+        )
 
 
 # -------------------------------------------------------------------- several draws of the weights

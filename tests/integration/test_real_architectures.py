@@ -101,7 +101,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _profile(target: Path, name: str, *words: str) -> dict[str, Any]:
-    result = CliRunner().invoke(main, ["check", f"{target}:{name}", "--json", *words])
+    result = CliRunner().invoke(main, ["check", f"{target}:{name}", "--profile-only", "--json", *words])
     assert result.exit_code == 0, result.output
     document: dict[str, Any] = json.loads(result.stdout)
     return document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -247,3 +248,26 @@ def test_draws_are_passed_on_and_the_verdict_is_over_all_of_them() -> None:
     result = hw.diagnose(mlp(8, *[16] * 10, 1, activation=nn.Sigmoid), torch.randn(8, 8), draws=5)
     assert result.profile.draws == 5
     assert result.verdict is V.VANISHING
+
+
+def test_data_that_holds_nan_is_the_cause_when_it_spreads() -> None:
+    inputs = torch.randn(8, 4)
+    inputs[2, 1] = math.nan
+    diagnosis = hw.diagnose(nn.Linear(4, 1), inputs, loss_fn=lambda out: out.square().mean())
+    assert diagnosis.verdict is hw.Verdict.NAN
+    assert diagnosis.root is not None
+    assert "inputs holds 1 NaN" in diagnosis.root.cause
+
+
+def test_data_that_holds_nan_is_no_fault_of_a_model_that_fills_it_in() -> None:
+    class Imputing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.default, self.fc = nn.Parameter(torch.zeros(4)), nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.where(x.isnan(), self.default, x))
+
+    inputs = torch.randn(8, 4)
+    inputs[2, 1] = math.nan
+    assert hw.diagnose(Imputing(), inputs, loss_fn=lambda out: out.square().mean()).ok

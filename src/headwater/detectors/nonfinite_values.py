@@ -52,7 +52,11 @@ class NonFiniteValues:
         if not (values or forward or backward or parameters or loss_bad):
             return
         masks = not (values or backward or parameters or loss_bad) and not any(r.activation.nan_count for r in forward)
-        if values:
+        if profile.nonfinite_inputs:
+            (place, bad), *_ = profile.nonfinite_inputs.items()
+            producer = (forward or backward or profile.layers)[0].name if profile.layers else place
+            cause = f"The data: {place} holds {bad} NaN or infinite elements, and {producer} takes them in."
+        elif values:
             producer, cause = values[0], f"The parameter {values[0]} itself holds NaN or infinity."
         elif forward:
             producer = forward[0].name

@@ -306,6 +306,7 @@ class Profile(Displayed):
         dtype: of the first floating-point parameter.
         seed: ``torch.initial_seed()`` at the measurement.
         draws: how many draws of the weights the statistics are over (1: the model as it was given).
+        nonfinite_inputs: which input tensors hold NaN or infinity, and how many elements.
         second_look: the same batch a few steps later, where the diagnosis needed one; else None.
         warnings: warnings that the forward or the loss issued, once each.
     """
@@ -330,6 +331,7 @@ class Profile(Displayed):
     seed: int
     draws: int = 1
     warnings: tuple[str, ...] = ()
+    nonfinite_inputs: Mapping[str, int] = field(default_factory=dict)
     second_look: SecondLook | None = None
 
     # ---------------------------------------------------------------- look-up

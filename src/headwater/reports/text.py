@@ -28,7 +28,7 @@ from headwater.reports.document import (
     Table,
     Tone,
 )
-from headwater.reports.marks import split_marks
+from headwater.reports.marks import literal, split_marks
 from headwater.reports.notation import ASCII, elide, shorten_names
 
 __all__ = ["RichDocument", "draw_bar", "render_text"]
@@ -146,7 +146,7 @@ class _Writer:
         return short.translate(ASCII) if self.ascii_only else short
 
     def document(self, document: Document) -> Iterator[Text]:
-        yield self.line(document.title, "bold")
+        yield from self.prose(literal(document.title), style="bold")
         facts = [f"{label} {value}".strip() for label, value in document.facts]
         if facts:
             yield from self.joined(facts)
