@@ -158,6 +158,20 @@ class Stats:
         positive = self.square > 0.0
         return self.times(torch.where(positive, torch.where(positive, self.square, 1.0).rsqrt(), 0.0))
 
+    def total_square(self, samples: int) -> float:
+        """E (Σ x)² over samples and positions; exactly 0 where the sum cancels to rounding.
+
+        Args:
+            samples: B.
+
+        Returns:
+            The second moment of the sum, per feature.
+        """
+        within, between = self.pair_sums(self.ones())
+        total = float(samples * within + samples * (samples - 1) * between)
+        alone = samples * self.positions * self.average()
+        return total if total > 1e-10 * alone else 0.0
+
     def ones(self) -> Stats:
         """The statistics of a tensor of ones over the same positions."""
         one, square = torch.ones_like(self.mean), torch.ones_like(self.within)

@@ -387,7 +387,9 @@ def _key_gradient(gradient: WeightsGradient, queries: Stats, columns: tuple[Atom
         base = v * (a.T @ z @ a) - cross - cross.T + a.T @ (w * z) @ a
         own = ((a * v.diagonal()[None, :]).sum(1) - w.diagonal()).clamp_min(0.0).sqrt()
         extra = ((a.T @ (excess * z * own[:, None] * own[None, :])).T * a).sum(0)
-        return product.features * (base + torch.diag(extra))
+        # The columns of ∂L/∂s sum to zero, so the keys' gradients do.
+        apart = torch.diag(extra) - extra[:, None] * extra[None, :] / extra.sum().clamp_min(1e-300)
+        return product.features * (base + apart)
 
     values, delta, queries = values.fixed_diagonals(), delta.fixed_diagonals(), queries.fixed_diagonals()
     inside = covariance(delta.within, values.within, queries.within, True)

@@ -222,8 +222,7 @@ def _convolution_backward(call: Call) -> list[Thing | None]:
                       call.samples, spread)
         )  # fmt: skip
     if mask[2]:
-        within, between = d.pair_sums(d.ones())
-        square = float(call.samples * within + call.samples * (call.samples - 1) * between)
+        square = d.total_square(call.samples)
         out.append(Signal.of((delta.axes[1],), Stats.constant(0.0, square), call.samples, spread))
     return out
 

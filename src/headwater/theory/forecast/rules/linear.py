@@ -193,7 +193,13 @@ def summed(call: Call, thing: Signal, dims: tuple[int, ...], keep: bool) -> Sign
     copies = math.prod(a.size for a in atoms if a.kind == "unknown")
     positions = [a for a in atoms if a.kind == "position" and a in stats.atoms]
     copies *= math.prod(a.size for a in atoms if a.kind == "position" and a not in stats.atoms)
-    if positions:
+    samples = math.prod(a.size for a in atoms if a.kind == "sample")
+    if samples > 1 and set(positions) == set(stats.atoms):  # over everything: a bias
+        square = torch.tensor([stats.total_square(samples)], dtype=torch.float64)
+        mean = (stats.mean.mean() * stats.positions * samples).reshape(1)
+        stats = Stats((), mean, square, square[None], square, square[None])
+        atoms = [a for a in atoms if a.kind != "sample"]
+    elif positions:
         if set(positions) != set(stats.atoms):
             stats = _summed_some(stats, positions)
         else:

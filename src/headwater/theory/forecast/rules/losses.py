@@ -104,12 +104,13 @@ def _log_softmax_backward(call: Call) -> Thing:
     variance = (stats.square - stats.mean**2).clamp_min(0.0)
 
     def probabilities(covariance: Tensor) -> Tensor:
-        return c2 * torch.expm1(covariance.clamp(max=50.0) * (1.0 - 1.0 / classes))
+        # E p p' = e^c / (C (C - 1 + e^c)): 1/C² for c = 0, c/C² (1 - 1/C) more for small c, 1/C where one class wins.
+        grown = torch.exp(covariance.clamp(-50.0, 50.0))
+        return grown / (classes * (classes - 1.0 + grown)) - c2
 
     mean = stats.mean
     outer = mean[:, None] * mean[None, :]
-    # exp of Gaussian logits, normalised: E p p' ≈ e^c / C²; E p² cannot exceed 1/C.
-    square = (c2 * torch.exp(variance.clamp(max=50.0))).clamp(max=1.0 / classes)
+    square = probabilities(variance) + c2
     hit_within = c2 * 0.0 if match is None else (match.within / classes - c2)
     hit_between = c2 * 0.0 if match is None else (match.between / classes - c2)
     hit_aligned = c2 * 0.0 if match is None else (match.aligned / classes - c2)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headwater.theory.forecast.axes import Atom, NoRuleError
 from headwater.theory.forecast.engine import Call, rule
-from headwater.theory.forecast.rules.elementwise import add, multiply
+from headwater.theory.forecast.rules.elementwise import add, multiply, product
 from headwater.theory.forecast.rules.linear import as_positions
 from headwater.theory.forecast.signals import Known, Law, Signal, Thing, to_signal, unify
 from headwater.theory.forecast.stats import Stats
@@ -80,6 +80,7 @@ def _layer_norm(call: Call) -> list[Thing | None]:
     variance = stats.square * (1.0 - 1.0 / n)
     normal = stats.scaled(math.sqrt(1.0 - 1.0 / n)).times(_inverse(variance, float(call.args[4])))
     out = Signal.of(signal.axes, normal, call.samples)
+    call.engine.notes["normal", call.engine.key(call.args[0])] = out
     last = len(signal.axes) - 1
     weight = _feature_law(_optional(call, 2), signal.axes[-1], len(signal.axes), last)
     bias = _feature_law(_optional(call, 3), signal.axes[-1], len(signal.axes), last)
@@ -91,17 +92,28 @@ def _weighted(call: Call, gradient: Thing, weight: Thing | None) -> Thing:
 
 
 def _per_feature_gradients(
-    call: Call, gradient: Signal, normal: Stats, atoms: tuple[Atom, ...]
+    call: Call, gradient: Signal, normal: Stats, signal: Signal, dimension: int
 ) -> tuple[Signal, Signal]:
-    """∂L/∂γ = Σ δ x̂ and ∂L/∂β = Σ δ over samples and positions."""
-    positions = tuple(dict.fromkeys((*gradient.atoms, *normal.atoms)))
-    delta, other = gradient.stats.broadcast(positions), normal.broadcast(positions)
+    """∂L/∂γ = Σ δ x̂ and ∂L/∂β = Σ δ over samples and positions.
+
+    Where an activation follows, δ = d φ'(x̂): δ x̂ = d φ'(x̂) x̂ has a mean that d may share over all positions.
+    """
+    atoms = signal.axes[dimension]
+    kept = call.engine.notes.get(("normal", call.engine.key(call.args[1])))
+    if isinstance(kept, Signal) and len(kept.axes) == len(gradient.axes):
+        one, two = unify(gradient, kept, [(i, i) for i in range(len(kept.axes))])
+        assert isinstance(one, Signal)
+        assert isinstance(two, Signal)
+        moved = product(one, two, one.axes, call.samples)
+        along = moved.stats
+    else:
+        positions = tuple(dict.fromkeys((*gradient.atoms, *normal.atoms)))
+        along = gradient.stats.broadcast(positions).product(normal.broadcast(positions))
+    delta = gradient.stats.broadcast(tuple(dict.fromkeys((*gradient.atoms, *signal.atoms))))
     copies = math.prod(a.size for d in gradient.axes for a in d if a.kind == "unknown" and a not in atoms)
-    b = call.samples
     found = []
-    for partner in (other, delta.ones()):
-        within, between = delta.pair_sums(partner)
-        square = float(b * within + b * (b - 1) * between) * copies * copies
+    for summand in (along, delta):
+        square = summand.total_square(call.samples) * copies * copies
         found.append(Signal.of((atoms,), Stats.constant(0.0, square), call.samples, gradient.spread))
     return found[0], found[1]
 
@@ -136,7 +148,7 @@ def _layer_norm_backward(call: Call) -> list[Thing | None]:
     assert out.carrier is not None
     share = signal.carrier.root.main_share if signal.plain and signal.carrier is not None else 0.0
     out.carrier.root.removed = (1.0, share)
-    gamma, beta = _per_feature_gradients(call, delta, normal, signal.axes[-1])
+    gamma, beta = _per_feature_gradients(call, delta, normal, signal, -1)
     return _masked(call, [out, gamma, beta])
 
 
@@ -204,6 +216,7 @@ def _batch_norm(call: Call) -> list[Thing | None]:
         centred = _batch_centred(signal.stats, call.samples)
         normal = centred.scaled(float(_inverse(centred.square.mean(), eps)))
         out = Signal.of(signal.axes, normal.fixed_diagonals(), call.samples)
+        call.engine.notes["normal", call.engine.key(call.args[0])] = out
     else:
         mean, variance = (_average(_optional(call, k), default) for k, default in ((3, 0.0), (4, 1.0)))
         if mean != 0.0:
@@ -243,7 +256,7 @@ def _batch_norm_backward(call: Call) -> list[Thing | None]:
         normal = x.scaled(inverse)
         g = _batch_centred(through.stats.broadcast(atoms), b)
         out = Signal.of(signal.axes, _without_component(g, normal, b).scaled(inverse), b, through.spread)
-    gamma, beta = _per_feature_gradients(call, delta, normal, signal.axes[1])
+    gamma, beta = _per_feature_gradients(call, delta, normal, signal, 1)
     return _masked(call, [out, gamma, beta])
 
 
@@ -293,6 +306,7 @@ def _group_norm(call: Call) -> list[Thing | None]:
     normal = _group_normal(call, signal, int(call.args[4]) // int(call.args[6]), float(call.args[7]))[0]
     call.engine.notes["eps", call.engine.key(call.args[0])] = float(call.args[7])
     out = Signal.of(signal.axes, normal, call.samples)
+    call.engine.notes["normal", call.engine.key(call.args[0])] = out
     weight = _feature_law(_optional(call, 1), signal.axes[1], len(signal.axes), 1)
     bias = _feature_law(_optional(call, 2), signal.axes[1], len(signal.axes), 1)
     return [_with_parameters(call, out, weight, bias), None, None]
@@ -342,7 +356,7 @@ def _group_norm_backward(call: Call) -> list[Thing | None]:
         stats.between,
     )
     out = Signal.of(signal.axes, kept.scaled(inverse), call.samples, through.spread)
-    gamma, beta = _per_feature_gradients(call, delta, normal, signal.axes[1])
+    gamma, beta = _per_feature_gradients(call, delta, normal, signal, 1)
     return _masked(call, [out, gamma, beta])
 
 
@@ -358,6 +372,7 @@ def _rms_norm(call: Call) -> list[Thing | None]:
     call.engine.notes["eps", call.engine.key(call.args[0])] = value
     normal = signal.stats.times(_inverse(signal.stats.square, value))
     out = Signal.of(signal.axes, normal, call.samples)
+    call.engine.notes["normal", call.engine.key(call.args[0])] = out
     weight = _feature_law(_optional(call, 2), signal.axes[-1], len(signal.axes), len(signal.axes) - 1)
     return [_with_parameters(call, out, weight, None), None]
 
@@ -384,5 +399,5 @@ def _rms_norm_backward(call: Call) -> list[Thing | None]:
         g.between * (1.0 - 2.0 / n + x.between**2 / n),
     )
     out = Signal.of(signal.axes, kept.times(_spread_over(inverse, signal.stats, atoms)), call.samples, through.spread)
-    gamma, _ = _per_feature_gradients(call, delta, normal, signal.axes[-1])
+    gamma, _ = _per_feature_gradients(call, delta, normal, signal, -1)
     return _masked(call, [out, gamma])
