@@ -119,7 +119,6 @@ class Impute(nn.Module):
 @control(
     OK + "missing values arrive as NaN and are replaced by a learned value",
     learns(0.02),
-    known_gap="by contract inputs with NaN are refused, also where the model replaces them",
 )
 def ok_missing_values_imputed():
     x, y = clusters(96, 16, 4)
