@@ -75,7 +75,8 @@ def _buffer_restorer(buffers: list[torch.Tensor]) -> Callable[[], None]:
                 if buffer.shape != copy.shape:
                     buffer.data = copy
                 elif not _same_values(buffer, copy):
-                    buffer.data.copy_(copy)
+                    # .data of a sparse tensor is an alias whose parts are its own: only the tensor itself is written.
+                    (buffer.data if buffer.layout is torch.strided else buffer).copy_(copy)
 
     return restore
 

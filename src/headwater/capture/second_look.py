@@ -132,16 +132,17 @@ def _step(twin: _Twin, run: Callable[[nn.Module], Tensor]) -> None:
         twin.optimizer.step()
         return
     with torch.no_grad():
-        for tensor in trainable:
-            if tensor.grad is None:
+        gradients = [(t, t.grad.to_dense() if t.grad.is_sparse else t.grad) for t in trainable if t.grad is not None]
+        sizes = [float(gradient.abs().max()) for _, gradient in gradients]
+        largest = max((s for s in sizes if math.isfinite(s)), default=0.0)
+        for (tensor, gradient), size in zip(gradients, sizes, strict=True):
+            # Below the rounding unit of the largest a gradient is rounding, and no direction to move in.
+            if not math.isfinite(size) or size <= torch.finfo(gradient.dtype).eps * largest:
                 continue
-            gradient = tensor.grad.to_dense() if tensor.grad.is_sparse else tensor.grad
-            largest = gradient.abs().max()
-            if not bool(torch.isfinite(largest)) or float(largest) == 0.0:
-                continue
-            direction = gradient / largest  # first to a safe range: neither its square nor the step may underflow
-            size = float(tensor.detach().abs().float().square().mean().sqrt()) or 1.0
-            tensor.sub_((direction / direction.abs().float().square().mean().sqrt() * (_STEP * size)).to(tensor.dtype))
+            direction = gradient / size  # first to a safe range: neither its square nor the step may underflow
+            length = float(tensor.detach().abs().float().square().mean().sqrt()) or 1.0
+            unit = direction / direction.abs().float().square().mean().sqrt()
+            tensor.sub_((unit * (_STEP * length)).to(tensor.dtype))
 
 
 def _updates(twin: _Twin, before: Sequence[Tensor]) -> tuple[UpdateProfile, ...]:

@@ -201,8 +201,6 @@ class Trunk:
         found: list[TrunkPoint] = []
         for k, point in enumerate(ordered):
             following = ordered[k + 1] if k + 1 < len(ordered) else None
-            owner = self._owner[point.position]
-            after = None if following is None else self._owner[following.position]
             for row in self._recomputed.get(point.position, ()):
                 name = name_of.get(row.call, ROOT)
                 kind = _SPECIFIC_KINDS.get(row.kind, "branches")
@@ -221,12 +219,19 @@ class Trunk:
                     order=len(found),
                     operation=point.node.name(),
                     kind="loss" if following is None else self._kind_between(point, following),
-                    layer=None if owner is None else name_of.get(owner, ROOT),
-                    next_layer=None if after is None else name_of.get(after, ROOT),
+                    layer=self._place(point, name_of),
+                    next_layer=None if following is None else self._place(following, name_of),
                     gradient=point.row.gradient if point.row is not None and point.row.gradient else point.gradient,
                 )
             )
         return tuple(found)
+
+    def _place(self, point: _Point, name_of: Mapping[Call, str]) -> str | None:
+        """Where a tensor was made: the row of a function, else the innermost module call; None for the loss."""
+        if point.row is not None and point.row.path.startswith(":"):
+            return name_of.get(point.row.call, ROOT) + point.row.path
+        owner = self._owner[point.position]
+        return None if owner is None else name_of.get(owner, ROOT)
 
     # ---------------------------------------------------------------- what happens between two points
 

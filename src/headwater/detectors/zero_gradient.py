@@ -75,14 +75,22 @@ class ZeroGradient:
                 ),
                 advice="Nothing to do: this is how ReZero, zero-initialised branches and LoRA start.",
             )
+        ran = {row.name for row in profile.layers}
+        unchecked = [q for q in unused if look is None and q.layer in ran]
         if unused:
+            told = f"The loss of this batch does not depend on {len(unused)} parameters (no gradient at all)."
+            if unchecked:
+                told = (
+                    f"{len(unused)} parameters get no gradient at all. Layers of {len(unchecked)} of them ran; whether the "
+                    "loss depends on them was not checked."
+                )
             yield Finding(
                 code=self.code,
                 defect="unused parameters",
-                severity=Severity.INFO,
+                severity=Severity.WARNING if unchecked else Severity.INFO,
                 where=tuple(q.name for q in unused),
                 evidence=(Evidence("parameters", len(unused)),),
-                cause=f"The loss of this batch does not depend on {len(unused)} parameters (no gradient at all).",
+                cause=told,
                 advice="Expected for heads of other tasks and experts without a sample; else check that they are called.",
             )
 
