@@ -38,6 +38,7 @@ class CriticalInitialization:
         default_factory=lambda: {
             Verdict.VANISHING: 1, Verdict.EXPLODING: 1, Verdict.SATURATED: 2, Verdict.SYMMETRIC: 2, Verdict.NAN: 3,
             Verdict.DEAD_UNITS: 3, Verdict.ZERO_GRADIENT: 4,
+            Verdict.EXPLODING_IN_TIME: 5, Verdict.VANISHING_IN_TIME: 5,  # a plain layer that is used at every step
         }
     )  # fmt: skip
 

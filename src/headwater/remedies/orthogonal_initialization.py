@@ -36,6 +36,7 @@ class OrthogonalInitialization:
         default_factory=lambda: {
             Verdict.VANISHING: 4, Verdict.EXPLODING: 4, Verdict.SATURATED: 4, Verdict.SYMMETRIC: 4,
             Verdict.DEAD_UNITS: 4, Verdict.NAN: 4,
+            Verdict.EXPLODING_IN_TIME: 5, Verdict.VANISHING_IN_TIME: 5,  # a plain layer that is used at every step
         }
     )  # fmt: skip
 
