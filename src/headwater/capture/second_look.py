@@ -193,5 +193,6 @@ def _influences(twin: _Twin, run: Callable[[nn.Module], Tensor], suspects: Seque
 
 
 def _repeatable_loss(twin: _Twin, run: Callable[[nn.Module], Tensor]) -> float:
-    with untouched(twin.model):
+    # With grad: a loss may take gradients inside itself (a gradient penalty).
+    with untouched(twin.model), torch.enable_grad():
         return float(run(twin.model).detach())

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from headwater.records import LayerProfile, ParameterProfile, Profile
+from headwater.records import LayerProfile, Profile
 
 __all__ = ["behind_function", "decades_below_median", "feeding_row"]
 
@@ -54,10 +54,7 @@ def behind_function(profile: Profile, name: str) -> tuple[str, ...]:
     if not functional and base != "(model)":
         return ()
     found = [] if base == "(model)" else [base]
-    prefix = "" if base == "(model)" else f"{base}."
-    own: list[ParameterProfile] = [
-        q for q in profile.parameters if q.name.startswith(prefix) and "." not in q.name[len(prefix) :]
-    ]
+    own = [q for q in profile.parameters if q.layer is not None and q.layer.split(":")[0].split("#")[0] == base]
     position = next((i for i, r in enumerate(profile.layers) if r.name == name), len(profile.layers))
     before = next((r for r in reversed(profile.layers[:position]) if r.parameters and ":" not in r.name), None)
     found += [q.name for q in own]

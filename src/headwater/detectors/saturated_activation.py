@@ -12,6 +12,8 @@ from headwater.records import Evidence, Finding, LayerProfile, Profile, Severity
 
 __all__ = ["SaturatedActivation"]
 
+_LOGARITHMS = ("Log", "BinaryCrossEntropy", "NllLoss", "KlDiv", "CrossEntropy")
+
 
 @dataclass(frozen=True)
 class SaturatedActivation:
@@ -28,8 +30,8 @@ class SaturatedActivation:
     ``fraction``: more than half of what a standard normal input leaves unsaturated (a ReLU6 has half of its elements on
     its lower end then, and that is no saturation; a sigmoid none, tanh 3 %, a softmax none). Chosen by us: from there on
     the median element is saturated. A warning from ``warning_fraction`` = 0.25 on. And the gradient must be lost there.
-    On the output, the loss may make up for the slope (cross-entropy for a softmax does): nothing is lost while moving
-    every pre-activation by one changes the loss by ``output_share`` = 5 % of itself or more. Off the trunk (a gate), it
+    On the output, the logarithm of a likelihood makes up for the slope: nothing is lost while moving every
+    pre-activation by one changes such a loss by ``output_share`` = 5 % of itself or more. Off the trunk (a gate), it
     is lost where the weights before it lie ``gate_decades`` = 3 below the median weight gradient, the limit over depth.
 
     ## Known false alarms
@@ -96,9 +98,11 @@ class SaturatedActivation:
         if before is None or before.gradient is None:
             return True
         if _is_output(profile, row):
-            # Σ|∂L/∂z| / L is how much of itself the loss changes when every pre-activation moves by one.
+            # A likelihood's 1/p undoes the slope. Σ|∂L/∂z| / L is how much of itself the loss changes when every
+            # pre-activation moves by one; a loss below zero is no -log p, and its size means nothing.
+            likelihood = any(p.operation.startswith(_LOGARITHMS) for p in profile.trunk if p.next_layer is None)
             moved = before.gradient.mean_abs * before.gradient.count
-            return not moved >= self.output_share * abs(profile.loss)
+            return not (likelihood and profile.loss > 0 and moved >= self.output_share * profile.loss)
         if not row.on_trunk and row.kind != "softmax":
             below = decades_below_median(profile, before.parameters)
             return math.isnan(below) or below >= self.gate_decades
