@@ -33,6 +33,7 @@ class Scores:
         features: how many are summed over.
         mask: added to the scores, (rows, columns); None for none.
         spread: of the two factors.
+        keep: of a gradient of attention weights: the probability that dropout let a weight pass.
     """
 
     left: Stats
@@ -42,6 +43,15 @@ class Scores:
     features: int
     mask: Tensor | None
     spread: float
+    keep: float = 1.0
+
+    def multiplied(self, signal: Signal, other: Thing) -> Signal:
+        """The gradient of attention weights times the dropout mask of the forward, 0 and 1/keep."""
+        if not isinstance(other, Law) or other.mean == 0.0:
+            raise NoRuleError("attention scores times a tensor")
+        scores = self if signal.factor == 1.0 else self.scaled_by(signal.factor)
+        kept = replace(scores.scaled_by(other.mean), keep=self.keep * other.mean**2 / other.square)
+        return _structured(signal.axes, kept, signal)
 
     def masked(self, signal: Signal, mask: Known) -> Signal:
         """The scores with a constant added."""
@@ -462,4 +472,4 @@ def _softmax_backward(call: Call) -> Thing:
         columns=structure.scores.columns,
     )
     assert isinstance(output, Signal)
-    return _structured(output.axes, WeightsGradient(structure, product), output)
+    return _structured(output.axes, WeightsGradient(replace(structure, keep=product.keep), product), output)
