@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from headwater._diagnose import diagnose
     from headwater._explain_init import explain_init
     from headwater._measure import measure
+    from headwater._prescribe import prescribe
     from headwater.detectors import DEFAULT_DETECTORS, Detector
     from headwater.theory import critical_init, gain
 
@@ -34,6 +35,7 @@ __all__ = [
     "gain",
     "init",
     "measure",
+    "prescribe",
     "testing",
 ]
 
@@ -46,6 +48,7 @@ _LAZY = {
     "explain_init": "headwater._explain_init",
     "gain": "headwater.theory",
     "measure": "headwater._measure",
+    "prescribe": "headwater._prescribe",
 }
 
 

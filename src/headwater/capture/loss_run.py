@@ -16,6 +16,8 @@ from headwater.records.profile import LossSource
 
 __all__ = ["LossRun", "probe_seed"]
 
+# Mixed into the seed, so that inputs drawn right after torch.manual_seed(0) are not the cotangent itself.
+_PROBE_OFFSET = 0x68656164
 _PROBE_SEED: ContextVar[int] = ContextVar("headwater_probe_seed", default=0)
 
 
@@ -99,7 +101,7 @@ def _probe(outputs: Sequence[Tensor], seed: int) -> Tensor:
         raise NothingObservedError(
             "no output depends on a trainable parameter. Is the output detached, or computed under torch.no_grad()?"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(_PROBE_OFFSET + seed)
     total = torch.zeros((), device=outputs[0].device)
     for output in outputs:
         real = torch.view_as_real(output) if output.is_complex() else output

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("headwater.cli.demo", "Run the five classic studies of vanishing and exploding gradients."),
     "check": ("headwater.cli.check", "Diagnose your model: does the gradient reach the first layer, and if not, why?"),
     "explain-init": ("headwater.cli.explain_init", "Say what each weight was initialised with, and what that does."),
+    "fix": ("headwater.cli.fix", "Find what repairs your model: every repair is tried on a copy and trained."),
     "phase": ("headwater.cli.phase", "Map where deep networks of an activation lose or keep their gradient."),
 }
 """Command name to the module whose ``command`` it is, and the line that ``headwater --help`` shows.
