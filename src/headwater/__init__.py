@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from headwater.errors import HeadwaterError
-from headwater.records import Diagnosis, Finding, Profile, Severity, Statistics, Verdict
+from headwater.records import Diagnosis, Finding, Forecast, Profile, Severity, Statistics, Verdict
 
 if TYPE_CHECKING:
     from headwater import init, testing
     from headwater._diagnose import diagnose
     from headwater._explain_init import explain_init
     from headwater._measure import measure
+    from headwater._predict import predict
     from headwater._prescribe import prescribe
     from headwater.detectors import DEFAULT_DETECTORS, Detector
     from headwater.theory import critical_init, gain
@@ -24,6 +25,7 @@ __all__ = [
     "Detector",
     "Diagnosis",
     "Finding",
+    "Forecast",
     "HeadwaterError",
     "Profile",
     "Severity",
@@ -35,6 +37,7 @@ __all__ = [
     "gain",
     "init",
     "measure",
+    "predict",
     "prescribe",
     "testing",
 ]
@@ -48,6 +51,7 @@ _LAZY = {
     "explain_init": "headwater._explain_init",
     "gain": "headwater.theory",
     "measure": "headwater._measure",
+    "predict": "headwater._predict",
     "prescribe": "headwater._prescribe",
 }
 

@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "ExitCode", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("headwater.cli.demo", "Run the five classic studies of vanishing and exploding gradients."),
     "check": ("headwater.cli.check", "Diagnose your model: does the gradient reach the first layer, and if not, why?"),
+    "predict": ("headwater.cli.predict", "Forecast the gradient of every layer before the model runs, at any size."),
     "explain-init": ("headwater.cli.explain_init", "Say what each weight was initialised with, and what that does."),
     "fix": ("headwater.cli.fix", "Find what repairs your model: every repair is tried on a copy and trained."),
     "phase": ("headwater.cli.phase", "Map where deep networks of an activation lose or keep their gradient."),

@@ -1,0 +1,211 @@
+"""``headwater predict TARGET``: the gradient profile of a model before it runs, at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headwater.cli.check import _Shape
+from headwater.cli.failures import model_failures
+from headwater.cli.outputs import STDOUT, JsonCommand, check_writable, emit_json, only_data_on_stdout, show, write_page
+from headwater.cli.target import (
+    Target,
+    _attribute,
+    _called,
+    _import_file,
+    _import_module,
+    _understood,
+    help_text,
+    is_path,
+    load_target,
+)
+from headwater.errors import NothingObservedError, TargetError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from headwater.records import Comparison, Forecast
+
+__all__ = ["command"]
+
+
+@click.command(
+    "predict",
+    cls=JsonCommand,
+    short_help="Forecast the gradient of every layer before the model runs, at any size.",
+    help=help_text(
+        "Forecast the gradient of every layer before the model runs, at any size.",
+        """
+    The theory of wide networks, from the architecture and its initialisers. A TARGET that gives a model alone is called on
+    the meta device, where parameters take no memory; one that brings its inputs, or that cannot be called there, is
+    called as usual and its initial law is read off the values. --compare also measures the model and shows both.
+
+    \b
+    Examples:
+      headwater predict my_model.py:make_model
+      headwater predict my_model.py:ResNet --input-shape 8,3,32,32 --html forecast.html
+      headwater predict my_model.py:make_model --compare --draws 20
+
+    Exit codes: 0 done, 2 wrong usage or input, 3 nothing could be forecast.
+        """,
+    ),
+)
+@click.argument("target")
+@click.option(
+    "--input-shape",
+    "shapes",
+    type=_Shape(),
+    multiple=True,
+    metavar="SHAPE",
+    help="Sizes of the inputs, batch first (8,3,32,32); once per positional argument.",
+)
+@click.option(
+    "--input-dtype",
+    "dtypes",
+    multiple=True,
+    metavar="TYPE",
+    help="Their type, such as float32 or int64; once per shape.",
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Batch size when the shape is inferred.  [default: 8]")
+@click.option("--vocab", "vocabulary", type=click.IntRange(min=1), metavar="N", help="Token inputs: numbers below N.")
+@click.option("--compare", is_flag=True, help="Measure the model as well, and hold the forecast against it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the weights, the inputs and the probe.")
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    help="With --compare: initialise the model so many times afresh.  [default: 1]",
+)
+@click.option("--json", "json_path", metavar="[FILE]", help="Write JSON to FILE (*.json), or to standard output.")
+@click.option("--html", "html_path", metavar="FILE", help="Write a page with plots; it needs no network.")
+@click.option("--width", type=click.IntRange(min=40), metavar="COLUMNS", help="Width of the table.")
+@click.option("--all-rows", is_flag=True, help="Show every layer of a long model: fold no repeated blocks.")
+def command(
+    target: str,
+    shapes: tuple[tuple[int, ...], ...],
+    dtypes: tuple[str, ...],
+    batch: int | None,
+    vocabulary: int | None,
+    compare: bool,
+    seed: int,
+    draws: int | None,
+    json_path: str | None,
+    html_path: str | None,
+    width: int | None,
+    all_rows: bool,
+) -> None:
+    """Forecast the model that TARGET names."""
+    if shapes and batch is not None:
+        raise click.UsageError("--batch is for inferred shapes; --input-shape already begins with the batch size")
+    if draws is not None and not compare:
+        raise click.UsageError("--draws is for the measurement: add --compare")
+    for path, option in ((json_path, "--json"), (html_path, "--html")):
+        check_writable(path, option)
+    inputs = {"shapes": shapes, "dtypes": dtypes, "batch": batch, "vocabulary": vocabulary}
+    with only_data_on_stdout():
+        forecast, comparison = _forecast(target, inputs, seed, (draws or 1) if compare else None)
+    if all(row.gradient_rms_log10 is None for row in forecast.layers):
+        raise NothingObservedError(f"nothing could be forecast: {forecast.coverage}")
+    records = [forecast] if comparison is None else [forecast, comparison]
+    if json_path is not None:
+        emit_json(_json(forecast, comparison), json_path)
+    if html_path is not None:
+        write_page(records, html_path, title=f"headwater: forecast of {forecast.model_type}")
+    if json_path != STDOUT:
+        for number, record in enumerate(records):
+            if number:
+                click.echo()
+            show(record, width=width, full=all_rows)
+
+
+def _json(forecast: Forecast, comparison: Comparison | None) -> str:
+    if comparison is None:
+        return forecast.to_json()
+    from headwater.records.json_codec import write_document
+
+    return write_document({"forecast": forecast.to_dict(), "comparison": comparison.to_dict()}, None)
+
+
+def _forecast(
+    spec: str, options: Mapping[str, Any], seed: int, draws: int | None
+) -> tuple[Forecast, Comparison | None]:
+    """The forecast of TARGET, and its comparison with a measurement over so many draws."""
+    import torch
+
+    from headwater._measure import measure
+    from headwater._predict import predict
+
+    torch.manual_seed(seed)
+    make = _maker(spec)
+    shapes_only = _on_meta(make, spec)
+    real = make() if shapes_only is None or draws is not None else None
+    loaded = real or shapes_only
+    assert loaded is not None
+    if loaded.loss is not None:
+        raise TargetError(
+            f"TARGET {spec!r} gives a loss(model): a forecast needs inputs, and perhaps targets and a loss_fn"
+        )
+    inputs, hint = loaded.inputs, ""
+    if inputs is None:
+        inputs, hint = _example(loaded.model, options, seed)
+    elif any(value is not None and value != () for value in options.values()):
+        raise click.UsageError("TARGET brings its own inputs: leave out the options that describe inputs")
+    # The factory's own laws where it gives a model alone; else what the values say.
+    model: nn.Module | Callable[[], nn.Module] = loaded.model if shapes_only is None else lambda: make().model
+    batch = (inputs, loaded.targets, loaded.loss_fn)
+    with model_failures(hint):
+        forecast = predict(model, *batch)
+        if real is None or draws is None:
+            return forecast, None
+        return forecast, forecast.compare(measure(real.model, *batch, draws=draws))
+
+
+def _maker(spec: str) -> Callable[[], Target]:
+    """Import TARGET now, where tensors have values; call it later, on whatever device."""
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        return lambda: load_target(spec)  # raises, and says what is missing
+    module = _import_file(place, spec) if is_path(place) else _import_module(place, spec)
+    value = _attribute(module, name, spec)
+    return lambda: _understood(spec, _called(value, name, spec))
+
+
+def _on_meta(make: Callable[[], Target], spec: str) -> Target | None:
+    """What TARGET gives on the meta device, when that is a model alone; None when it is to be called as usual."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            found = make()
+    except TargetError as error:
+        reason = str(error).splitlines()[0].removeprefix(f"TARGET {spec!r}: ")
+        click.echo(f"called with values, as it cannot be called on the meta device: {reason}", err=True)
+        return None
+    parameters = list(found.model.parameters())
+    alone = found.inputs is None and found.loss is None
+    return found if alone and parameters and all(p.is_meta for p in parameters) else None
+
+
+def _example(model: nn.Module, options: Mapping[str, Any], seed: int) -> tuple[Any, str]:
+    """Random inputs and what to say when they do not fit; on the meta device numbers without values, but real tokens."""
+    import torch
+    from torch import nn
+
+    from headwater.cli.example_inputs import example_batch
+
+    example = example_batch(model, **options, seed=seed)
+    click.echo(example.description, err=True)
+    tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    tokens = options["vocabulary"] or (tables[0] if tables else 2)
+    generator = torch.Generator().manual_seed(seed)
+
+    def with_values(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
+            return tensor
+        return torch.randint(tokens, tuple(tensor.shape), generator=generator).to(tensor.dtype)
+
+    hint = f"It was given {example.description}. If that does not fit, use --input-shape or return (model, inputs)."
+    if isinstance(example.inputs, Mapping):
+        return {key: with_values(tensor) for key, tensor in example.inputs.items()}, hint
+    return tuple(with_values(tensor) for tensor in example.inputs), hint
