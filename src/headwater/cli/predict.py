@@ -105,7 +105,7 @@ def command(
     inputs = {"shapes": shapes, "dtypes": dtypes, "batch": batch, "vocabulary": vocabulary}
     with only_data_on_stdout():
         forecast, comparison = _forecast(target, inputs, seed, (draws or 1) if compare else None)
-    if all(row.gradient_rms_log10 is None for row in forecast.layers):
+    if _knows_nothing(forecast):
         raise NothingObservedError(f"nothing could be forecast: {forecast.coverage}")
     records = [forecast] if comparison is None else [forecast, comparison]
     if json_path is not None:
@@ -117,6 +117,13 @@ def command(
             if number:
                 click.echo()
             show(record, width=width, full=all_rows)
+
+
+def _knows_nothing(forecast: Forecast) -> bool:
+    """No parameter, and no layer that owns one, has a forecast; the output's own gradient is the loss's, and always known."""
+    known = [row.gradient_rms_log10 for row in forecast.parameters]
+    known += [row.gradient_rms_log10 for row in forecast.layers if row.parameters]
+    return all(value is None for value in known)
 
 
 def _json(forecast: Forecast, comparison: Comparison | None) -> str:

@@ -71,7 +71,7 @@ def test_the_table_has_rms_band_chi_and_xi_of_every_layer() -> None:
     lines = {line.split()[0]: line.split() for line in reports.to_text(THREE, width=140).splitlines() if line.strip()}
     # χ of layer 0 is (10^-6 / 10^-4)² = 10^-4 and ξ = 1/ln 10^4 = 0.109; layer 2: 10^-8, ξ = 1/ln 10^8 = 0.0543.
     assert lines["0"][:6] == ["0", "Linear", "8×100", "1.00e+00", "1.00e-06", "0.02"]
-    assert lines["0"][-2:] == ["0.0001", "0.109"]
+    assert lines["0"][-2:] == ["1.00e-04", "0.109"]
     assert lines["2"][-2:] == ["1.00e-08", "0.0543"]
 
 
