@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from headwater.errors import UnhealthyError
 from headwater.records.budget import Budget
-from headwater.records.display import Displayed
 from headwater.records.finding import Finding, Severity, Verdict
-from headwater.records.json_codec import decode, encode, read_document, write_document
+from headwater.records.json_codec import encode
 from headwater.records.profile import Profile
+from headwater.records.saved import Saved
 
 __all__ = ["Diagnosis"]
 
-SCHEMA = "headwater.diagnosis"
-SCHEMA_VERSION = 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis(Displayed):
+class Diagnosis(Saved):
     """Whether the gradient reaches the first layer, and if not, where it is lost and why.
 
     Attributes:
@@ -31,6 +26,8 @@ class Diagnosis(Displayed):
         profile: what was measured.
         undecided: what one measurement of this model could not settle, in words; empty when everything was.
     """
+
+    SCHEMA: ClassVar[str] = "headwater.diagnosis"
 
     verdict: Verdict
     findings: tuple[Finding, ...]
@@ -70,32 +67,4 @@ class Diagnosis(Displayed):
         """The diagnosis as plain JSON values, with its schema's name and version."""
         data = encode(self)
         data["profile"] = self.profile.to_dict()
-        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "ok": self.ok, **data}
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON, also written to ``path`` when one is given.
-
-        Args:
-            path: where to write; the file is replaced whole or not at all.
-
-        Returns:
-            The JSON text.
-        """
-        return write_document(self.to_dict(), path)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Diagnosis:
-        """The inverse of :meth:`to_dict`; raises ``RecordError`` when the mapping is something else."""
-        return decode(cls, data, schema=SCHEMA, version=SCHEMA_VERSION)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> Diagnosis:
-        """Read a diagnosis back.
-
-        Args:
-            source: a path, or the JSON text itself.
-
-        Returns:
-            An equal diagnosis.
-        """
-        return cls.from_dict(read_document(source))
+        return {"schema": self.SCHEMA, "schema_version": self.SCHEMA_VERSION, "ok": self.ok, **data}

@@ -7,13 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from headwater.errors import InputError
 from headwater.records.budget import Budget
-from headwater.records.display import Displayed
-from headwater.records.json_codec import decode, encode, read_document, write_document
 from headwater.records.profile import LayerKind, LossSource, Profile, _no_such
+from headwater.records.saved import Saved
 
 __all__ = [
     "BlockForecast",
@@ -26,8 +25,6 @@ __all__ = [
     "ParameterForecast",
 ]
 
-SCHEMA = "headwater.forecast"
-SCHEMA_VERSION = 1
 
 # Number formats: log10 of the largest number, the smallest normal one, and half the smallest subnormal (below it a value
 # rounds to zero). IEEE 754; bfloat16 has float32's exponents and 7 fraction bits.
@@ -216,7 +213,7 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison(Displayed):
+class Comparison(Saved):
     """A forecast held against a measurement: gradients along depth, relative to the last trunk layer.
 
     Attributes:
@@ -227,6 +224,8 @@ class Comparison(Displayed):
         outside: trunk layers that leave the band, the one nearest the loss first.
         unmatched: measured layers without a forecast.
     """
+
+    SCHEMA: ClassVar[str] = "headwater.comparison"
 
     rows: tuple[ComparisonRow, ...]
     rms_error_decades: float
@@ -242,13 +241,9 @@ class Comparison(Displayed):
         lead = f"Forecast and measurement differ by {self.rms_error_decades:.3f} decades (rms along the trunk)"
         return f"{lead}; measured departs from theory from {self.outside[0]} on." if self.outside else f"{lead}."
 
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison as plain JSON values."""
-        return {"schema": "headwater.comparison", "schema_version": 1, **encode(self)}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast(Displayed):
+class Forecast(Saved):
     """The forecast gradient profile of a model at initialisation.
 
     Attributes:
@@ -264,6 +259,8 @@ class Forecast(Displayed):
         torch_version: of the run.
         headwater_version: of the run.
     """
+
+    SCHEMA: ClassVar[str] = "headwater.forecast"
 
     layers: tuple[LayerForecast, ...]
     parameters: tuple[ParameterForecast, ...]
@@ -404,38 +401,6 @@ class Forecast(Displayed):
         return _compare(self, profile)
 
     # ---------------------------------------------------------------- data
-
-    def to_dict(self) -> dict[str, Any]:
-        """The forecast as plain JSON values, with its schema's name and version."""
-        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **encode(self)}
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON (no bare NaN), also written to ``path`` when one is given.
-
-        Args:
-            path: where to write; the file is replaced whole or not at all.
-
-        Returns:
-            The JSON text.
-        """
-        return write_document(self.to_dict(), path)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Forecast:
-        """The inverse of :meth:`to_dict`; raises ``RecordError`` when the mapping is something else."""
-        return decode(cls, data, schema=SCHEMA, version=SCHEMA_VERSION)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> Forecast:
-        """Read a forecast back.
-
-        Args:
-            source: a path, or the JSON text itself.
-
-        Returns:
-            An equal forecast.
-        """
-        return cls.from_dict(read_document(source))
 
     def table(self) -> list[dict[str, Any]]:
         """One flat mapping per layer and per parameter; None where nothing is known."""

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from headwater.records.display import Displayed
-from headwater.records.json_codec import decode, encode, read_document, write_document
+from headwater.records.saved import Saved
 
 __all__ = [
     "BiasInitialization",
@@ -19,8 +18,6 @@ __all__ = [
     "WeightInitialization",
 ]
 
-SCHEMA = "headwater.initialization"
-SCHEMA_VERSION = 1
 
 Distribution = Literal[
     "uniform", "normal", "truncated normal", "orthogonal", "identity", "constant", "zeros", "sparse", "unknown",
@@ -160,7 +157,7 @@ class BiasInitialization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InitializationReport(Displayed):
+class InitializationReport(Saved):
     """How every weight of a model was initialised, and how far that is from keeping the signal.
 
     Attributes:
@@ -171,6 +168,8 @@ class InitializationReport(Displayed):
         torch_version: of the reading.
         headwater_version: of the reading.
     """
+
+    SCHEMA: ClassVar[str] = "headwater.initialization"
 
     rows: tuple[WeightInitialization, ...]
     biases: tuple[BiasInitialization, ...] = ()
@@ -200,38 +199,6 @@ class InitializationReport(Displayed):
         from headwater.records.profile import _no_such
 
         raise KeyError(_no_such("weight", name, [row.name for row in self.rows]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values, with its schema's name and version."""
-        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **encode(self)}
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON (no bare NaN), also written to ``path`` when one is given.
-
-        Args:
-            path: where to write; the file is replaced whole or not at all.
-
-        Returns:
-            The JSON text.
-        """
-        return write_document(self.to_dict(), path)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> InitializationReport:
-        """The inverse of :meth:`to_dict`; raises ``RecordError`` when the mapping is something else."""
-        return decode(cls, data, schema=SCHEMA, version=SCHEMA_VERSION)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> InitializationReport:
-        """Read a report back.
-
-        Args:
-            source: a path, or the JSON text itself.
-
-        Returns:
-            An equal report.
-        """
-        return cls.from_dict(read_document(source))
 
     def table(self) -> list[dict[str, Any]]:
         """One flat mapping per weight: what CSV and pandas show; None where a value does not apply."""

@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from headwater.records.display import Displayed
-from headwater.records.json_codec import decode, encode, read_document, write_document
+from headwater.records.saved import Saved
 
 __all__ = ["ActivationGains", "ActivationTable", "CriticalPoint", "PhaseDiagram", "PhaseNetwork", "PhasePoint"]
 
-SCHEMA = "headwater.phase"
-TABLE_SCHEMA = "headwater.activations"
-SCHEMA_VERSION = 1
 
 Phase = Literal["ordered", "critical", "chaotic"]
 """``ordered``: gradients vanish with depth and inputs become alike. ``chaotic``: they explode, inputs separate."""
@@ -101,7 +96,7 @@ class PhaseNetwork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseDiagram(Displayed):
+class PhaseDiagram(Saved):
     """The phases of deep networks with one activation, over (σ_w², σ_b²).
 
     Attributes:
@@ -116,6 +111,8 @@ class PhaseDiagram(Displayed):
         headwater_version: that computed it.
     """
 
+    SCHEMA: ClassVar[str] = "headwater.phase"
+
     activation: str
     weight_variances: tuple[float, ...]
     bias_variances: tuple[float, ...]
@@ -124,33 +121,6 @@ class PhaseDiagram(Displayed):
     critical: tuple[CriticalPoint, ...] = ()
     network: PhaseNetwork | None = None
     headwater_version: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The diagram as plain JSON values, with its schema's name and version."""
-        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **encode(self)}
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON (no bare NaN), also written to ``path`` when one is given.
-
-        Args:
-            path: where to write; the file is replaced whole or not at all.
-
-        Returns:
-            The JSON text.
-        """
-        return write_document(self.to_dict(), path)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> PhaseDiagram:
-        """Read a diagram back.
-
-        Args:
-            source: a path, or the JSON text itself.
-
-        Returns:
-            An equal diagram.
-        """
-        return decode(cls, read_document(source), schema=SCHEMA, version=SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +148,7 @@ class ActivationGains:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationTable(Displayed):
+class ActivationTable(Saved):
     """The gains of every elementwise activation that torch has.
 
     Attributes:
@@ -187,29 +157,8 @@ class ActivationTable(Displayed):
         headwater_version: that computed it.
     """
 
+    SCHEMA: ClassVar[str] = "headwater.activations"
+
     rows: tuple[ActivationGains, ...]
     torch_version: str
     headwater_version: str
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON, also written to ``path`` when one is given.
-
-        Args:
-            path: where to write; the file is replaced whole or not at all.
-
-        Returns:
-            The JSON text.
-        """
-        return write_document({"schema": TABLE_SCHEMA, "schema_version": SCHEMA_VERSION, **encode(self)}, path)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> ActivationTable:
-        """Read a table back.
-
-        Args:
-            source: a path, or the JSON text itself.
-
-        Returns:
-            An equal table.
-        """
-        return decode(cls, read_document(source), schema=TABLE_SCHEMA, version=SCHEMA_VERSION)

@@ -6,10 +6,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from headwater.records.display import Displayed
-from headwater.records.json_codec import decode, encode, read_document, write_document
+from headwater.records.saved import Saved
 from headwater.records.statistics import Spread, Statistics
 
 __all__ = [
@@ -28,8 +27,6 @@ __all__ = [
     "UpdateProfile",
 ]
 
-SCHEMA = "headwater.profile"
-SCHEMA_VERSION = 1
 
 GradientState = Literal["frozen", "none", "exact_zero", "underflow", "finite", "nonfinite"]
 """Why a gradient is or is not there.
@@ -282,7 +279,7 @@ class SecondLook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile(Displayed):
+class Profile(Saved):
     """The gradient profile of a model: one forward and one backward.
 
     Attributes:
@@ -310,6 +307,8 @@ class Profile(Displayed):
         second_look: the same batch a few steps later, where the diagnosis needed one; else None.
         warnings: warnings that the forward or the loss issued, once each.
     """
+
+    SCHEMA: ClassVar[str] = "headwater.profile"
 
     layers: tuple[LayerProfile, ...]
     parameters: tuple[ParameterProfile, ...]
@@ -437,38 +436,6 @@ class Profile(Displayed):
         return tuple(row for row in self.layers if row.on_trunk)
 
     # ---------------------------------------------------------------- data
-
-    def to_dict(self) -> dict[str, Any]:
-        """The profile as plain JSON values, with its schema's name and version."""
-        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **encode(self)}
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON (no bare NaN), also written to ``path`` when one is given.
-
-        Args:
-            path: where to write; the file is replaced whole or not at all.
-
-        Returns:
-            The JSON text.
-        """
-        return write_document(self.to_dict(), path)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Profile:
-        """The inverse of :meth:`to_dict`; raises ``RecordError`` when the mapping is something else."""
-        return decode(cls, data, schema=SCHEMA, version=SCHEMA_VERSION)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> Profile:
-        """Read a profile back.
-
-        Args:
-            source: a path, or the JSON text itself.
-
-        Returns:
-            An equal profile.
-        """
-        return cls.from_dict(read_document(source))
 
     def replace(self, **changes: Any) -> Profile:
         """A copy with some fields changed."""

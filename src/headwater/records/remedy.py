@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 from headwater.errors import RecordError
-from headwater.records.display import Displayed
 from headwater.records.finding import Verdict
-from headwater.records.json_codec import decode, encode, read_document, write_document
+from headwater.records.json_codec import decode, encode
 from headwater.records.profile import Profile
+from headwater.records.saved import Saved
 
 __all__ = ["Cost", "NotTried", "Prescription", "Prescriptions", "RemedyKind", "Trial"]
 
-SCHEMA = "headwater.prescriptions"
-SCHEMA_VERSION = 1
 SOLVED = 0.01
 
 RemedyKind = Literal["model", "training"]
@@ -191,7 +188,7 @@ class NotTried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prescriptions(Displayed, Sequence[Prescription]):
+class Prescriptions(Saved, Sequence[Prescription]):
     """Repairs, best first: healed before not, then the lower loss of the trial, then the smaller change.
 
     Attributes:
@@ -206,6 +203,8 @@ class Prescriptions(Displayed, Sequence[Prescription]):
         seconds: what the search took.
         budget_seconds: what it was allowed to take.
     """
+
+    SCHEMA: ClassVar[str] = "headwater.prescriptions"
 
     items: tuple[Prescription, ...]
     verdict: Verdict
@@ -281,21 +280,10 @@ class Prescriptions(Displayed, Sequence[Prescription]):
             del item["before"]
             item["after"] = record.after.to_dict()
             item["healed"] = record.healed
-        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **data}
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON, also written to ``path`` when one is given.
-
-        Args:
-            path: where to write; the file is replaced whole or not at all.
-
-        Returns:
-            The JSON text.
-        """
-        return write_document(self.to_dict(), path)
+        return {"schema": self.SCHEMA, "schema_version": self.SCHEMA_VERSION, **data}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Prescriptions:
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of :meth:`to_dict`.
 
         Args:
@@ -310,16 +298,4 @@ class Prescriptions(Displayed, Sequence[Prescription]):
         if not isinstance(data, Mapping) or not isinstance(data.get("items"), list):
             raise RecordError("this is not a headwater.prescriptions file: it lists no items")
         items = [{**item, "before": data.get("before")} for item in data["items"] if isinstance(item, Mapping)]
-        return decode(cls, {**data, "items": items}, schema=SCHEMA, version=SCHEMA_VERSION)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> Prescriptions:
-        """Read prescriptions back.
-
-        Args:
-            source: a path, or the JSON text itself.
-
-        Returns:
-            Equal prescriptions.
-        """
-        return cls.from_dict(read_document(source))
+        return decode(cls, {**data, "items": items}, schema=cls.SCHEMA, version=cls.SCHEMA_VERSION)

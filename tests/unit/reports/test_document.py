@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_a_subclass_of_a_record_is_shown_like_it() -> None:
         pass
 
     base = profiles.deep_sigmoid(2)
-    special = Special(**{name: getattr(base, name) for name in base.__dataclass_fields__})
+    special = Special(**{name: getattr(base, name) for name in (f.name for f in dataclasses.fields(base))})
     assert reports.to_text(special, width=100) == reports.to_text(base, width=100)
 
 
