@@ -13,6 +13,7 @@ from headwater._studies.charts import charts_of
 from headwater._studies.evidence import Evidence
 from headwater._studies.findings import find
 from headwater._studies.observations import observe
+from headwater._studies.prescription import BUDGET_SECONDS, prescribe_for
 from headwater._studies.raw_matrices import ZeroCensus, matrix_views, one_run, zero_census
 from headwater._studies.run import Progress, StudyRun, run_variants
 from headwater._studies.tables import gain_comparison, grid_table, rules_table, shortcut_gain_table
@@ -35,7 +36,7 @@ def demo(
     init: str | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
-    """Run one of the classic studies, as published or varied.
+    """Run one of the classic studies, as published or varied, and close it with a prescription.
 
     Args:
         name: ``deep-sigmoid``, ``shortcut``, ``activation-and-init``, ``raw-weights`` or ``init-strategies``.
@@ -58,7 +59,9 @@ def demo(
         "depth": depth, "width": width, "activation": activation and activation_name(activation), "init": init,
     }  # fmt: skip
     varied = {key: str(value) for key, value in options.items() if value is not None}
-    return run_study(described, seed=seed, draws=draws, varied=varied, progress=progress)
+    return run_study(
+        described, seed=seed, draws=draws, varied=varied, prescription_seconds=BUDGET_SECONDS, progress=progress
+    )
 
 
 def run_study(
@@ -67,6 +70,7 @@ def run_study(
     seed: int | None = None,
     draws: int | None = None,
     varied: dict[str, str] | None = None,
+    prescription_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
     """Run any study.
@@ -76,6 +80,7 @@ def run_study(
         seed: of the measured run; None takes the study's own, or 0.
         draws: networks in each ensemble; None takes the study's.
         varied: what differs from the published study, for the record.
+        prescription_seconds: what the search for a repair of the first unhealthy network may take; None: no search.
         progress: called with (what, done, total) as the work goes on.
 
     Returns:
@@ -89,6 +94,11 @@ def run_study(
         observations = _observations(run)
         matrices = _matrices(run)
         tables = _tables(run)
+        prescription = (
+            prescribe_for(run, budget_seconds=prescription_seconds, progress=progress)
+            if prescription_seconds is not None
+            else None
+        )
     evidence = Evidence(run, tables, observations, matrices)
     return StudyResult(
         name=described.name,
@@ -109,6 +119,7 @@ def run_study(
         notes=described.notes,
         torch_version=str(torch.__version__),
         seconds=time.perf_counter() - started,
+        prescription=prescription,
     )
 
 

@@ -1,4 +1,4 @@
-"""``headwater demo [NAME …]``: the five classic studies, each with its verdicts."""
+"""``headwater demo [NAME …]``: the five classic studies, each with its verdicts and its prescription."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _HELP = """
 Run the five classic studies of vanishing and exploding gradients.
 
 Each prints what its published notebook prints beside the published figures, gives every network its verdict with
-place and cause, and answers what the notebook leaves open, from its own measurements. One HTML page with interactive
-plots works offline.
+place and cause, and answers what the notebook leaves open, from its own measurements. It closes with a prescription:
+what repairs the first network that is not healthy, tried on a copy. One HTML page with interactive plots works offline.
 
 \b
 The studies:
@@ -104,7 +104,7 @@ def command(
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar per study on standard error; nothing where that is no terminal."""
+    """Bars on standard error: networks drawn, then repairs tried, per study; nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -115,8 +115,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
         def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(f"{what}: drawing networks", total=total)
-            bar.update(tasks[what], completed=done)
+                tasks[what] = bar.add_task(what if ":" in what else f"{what}: drawing networks", total=total)
+            bar.update(tasks[what], completed=done, total=total)
 
         yield advance
 

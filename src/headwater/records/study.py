@@ -25,6 +25,7 @@ __all__ = [
     "PrintedFigure",
     "Series",
     "StudyFinding",
+    "StudyPrescription",
     "StudyResult",
     "StudyTable",
     "Trend",
@@ -230,6 +231,54 @@ class StudyFinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StudyPrescription:
+    """What :func:`headwater.prescribe` found for one network of the study.
+
+    Attributes:
+        variant: name of the network.
+        remedy: the best repair, in a few words; empty when none could be tried.
+        codes: of the remedies that it consists of.
+        changes: layer by layer, one line each.
+        code: Python that makes the change to ``model``.
+        verdict_before: of the network as it is.
+        verdict_after: of the repaired copy.
+        decades_before: log10 of rms(∂L/∂first) over rms at the loss, along the trunk; None where it has no such end.
+        decades_after: the same for the repaired copy.
+        losses_before: loss of the network as it is, before each step of the trial and after the last; empty without one.
+        losses_after: loss of the repaired copy, likewise.
+        optimizer: class name of what the trial stepped with; empty without one.
+        learning_rate: of the trial; NaN where layers have their own, or without a trial.
+        tried: how many repairs were tried.
+        notes: what to know, such as that the time was spent.
+        seconds: what the search took.
+        budget_seconds: what it was allowed to take.
+    """
+
+    variant: str
+    remedy: str
+    codes: tuple[str, ...]
+    changes: tuple[str, ...]
+    code: str
+    verdict_before: Verdict
+    verdict_after: Verdict
+    decades_before: float | None
+    decades_after: float | None
+    losses_before: tuple[float, ...]
+    losses_after: tuple[float, ...]
+    optimizer: str
+    learning_rate: float
+    tried: int
+    notes: tuple[str, ...]
+    seconds: float
+    budget_seconds: float
+
+    @property
+    def healed(self) -> bool:
+        """Whether the repaired copy has a healthy verdict."""
+        return self.verdict_after is Verdict.HEALTHY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyResult(Displayed):
     """One study, run.
 
@@ -252,6 +301,7 @@ class StudyResult(Displayed):
         notes: what to know about the figures.
         torch_version: of the run.
         seconds: how long it took.
+        prescription: of the first network that is not healthy; None when all are, or none was asked for.
     """
 
     name: str
@@ -272,6 +322,7 @@ class StudyResult(Displayed):
     notes: tuple[str, ...]
     torch_version: str
     seconds: float
+    prescription: StudyPrescription | None = None
 
     def variant(self, name: str) -> VariantResult:
         """The result of one network.

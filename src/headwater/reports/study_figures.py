@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from headwater.errors import InputError
-from headwater.records.study import Chart, StudyResult
+from headwater.records.study import Chart, StudyPrescription, StudyResult
 from headwater.reports.document import Template
 from headwater.reports.figures import PALETTE, Series, line_figure
 
-__all__ = ["draw_chart", "study_figure"]
+__all__ = ["draw_chart", "draw_trial", "study_figure"]
 
 _LINE_COLORS = tuple(name for name in PALETTE if name != "gray")
 
@@ -77,3 +78,34 @@ def draw_chart(chart: Chart, prefix: str = "", template: Template = "dark") -> A
         ticks = list(chart.series[0].x)[:: max(1, round(len(chart.series[0].x) / 20))]
         figure.update_xaxes(tickmode="array", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     return figure
+
+
+def draw_trial(found: StudyPrescription, template: Template = "dark") -> Any:
+    """Draw the losses of the trial.
+
+    Args:
+        found: the prescription; it has a trial.
+        template: ``dark`` or ``light``.
+
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
+    Raises:
+        InputError: no trial was run.
+    """
+    if not found.losses_before or not found.losses_after:
+        raise InputError("no trial was run: the time was spent before it")
+    length = max(len(found.losses_before), len(found.losses_after))
+    before, after = (
+        [*losses, *[math.nan] * (length - len(losses))] for losses in (found.losses_before, found.losses_after)
+    )
+    return line_figure(
+        [Series("unrepaired", before, color="gray", dash="dash"), Series(found.remedy, after)],
+        title="Loss of the trial",
+        x_title=f"steps of {found.optimizer} on the one batch",
+        y_title="loss",
+        reading="The same batch, the same seed and the same optimizer for both lines.",
+        x=list(range(length)),
+        log=all(v > 0 for v in (*before, *after) if math.isfinite(v)),
+        template=template,
+    )

@@ -35,6 +35,7 @@ from headwater.reports.document import (
 from headwater.reports.marks import literal
 from headwater.reports.notation import percent, power, scientific
 from headwater.reports.profile_tables import layer_table
+from headwater.reports.study_prescription import prescription_blocks, prescription_lines
 from headwater.reports.study_verdicts import verdict_blocks, verdict_lines, verdict_sentence
 
 __all__ = ["Matrices", "build_study_document"]
@@ -74,6 +75,7 @@ def build_study_document(result: StudyResult, *, full: bool = False, matrices: M
         blocks += [_own_table(table) for table in result.tables]
         if result.observations:
             blocks.append(_observation_table(result.observations, full=True))
+        blocks += prescription_blocks(result)
         blocks += _matrix_sections(result)
         blocks += _appendix(result)
     else:
@@ -88,6 +90,7 @@ def build_study_document(result: StudyResult, *, full: bool = False, matrices: M
         blocks += _matrix_blocks(result, matrices)
         blocks += [*verdict_lines(result), Heading("Answers", 3), *_answers(result)]
         blocks += _common_findings(result)
+        blocks += prescription_lines(result)
     return Document(
         title=f"{result.name}: {result.title}",
         blocks=tuple(blocks),
