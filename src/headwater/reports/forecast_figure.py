@@ -131,7 +131,7 @@ def comparison_figure(comparison: Comparison, *, template: Template = "dark") ->
     y_title = "gradient rms relative to the last trunk layer"
     figure = line_figure(
         [theory],
-        title="Gradient along the trunk, forecast and measured",
+        title=f"Gradient along the {'trunk' if rows[0].on_trunk else 'layers'}, forecast and measured",
         x_title="layer, in execution order",
         y_title=y_title,
         reading=f"{comparison.sentence()} Shaded: {BAND:g} standard deviations between draws.",
