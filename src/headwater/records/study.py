@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from headwater.records.budget import gradient_budget
 from headwater.records.diagnosis import Diagnosis
-from headwater.records.display import Displayed
 from headwater.records.finding import Finding, Verdict
-from headwater.records.json_codec import decode, encode, read_document, write_document
 from headwater.records.profile import Profile
+from headwater.records.saved import Saved
 from headwater.records.study_views import Cell, Chart, MatrixView, Series, StudyTable
 
 __all__ = [
@@ -31,9 +29,6 @@ __all__ = [
     "Trend",
     "VariantResult",
 ]
-
-SCHEMA = "headwater.study"
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +274,7 @@ class StudyPrescription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudyResult(Displayed):
+class StudyResult(Saved):
     """One study, run.
 
     Attributes:
@@ -303,6 +298,8 @@ class StudyResult(Displayed):
         seconds: how long it took.
         prescription: of the first network that is not healthy; None when all are, or none was asked for.
     """
+
+    SCHEMA: ClassVar[str] = "headwater.study"
 
     name: str
     title: str
@@ -340,35 +337,3 @@ class StudyResult(Displayed):
             if variant.name == name:
                 return variant
         raise KeyError(f"{self.name} has no network {name!r}; it has {', '.join(v.name for v in self.variants)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain JSON values, with its schema's name and version."""
-        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **encode(self)}
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON, also written to ``path`` when one is given.
-
-        Args:
-            path: where to write; the file is replaced whole or not at all.
-
-        Returns:
-            The JSON text.
-        """
-        return write_document(self.to_dict(), path)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StudyResult:
-        """The inverse of :meth:`to_dict`; raises ``RecordError`` when the mapping is something else."""
-        return decode(cls, data, schema=SCHEMA, version=SCHEMA_VERSION)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> StudyResult:
-        """Read a result back.
-
-        Args:
-            source: a path, or the JSON text itself.
-
-        Returns:
-            An equal result.
-        """
-        return cls.from_dict(read_document(source))

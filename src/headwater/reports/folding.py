@@ -15,7 +15,7 @@ MAX_ROWS = 60
 """Layers that a table lists one by one before it folds; about one tall terminal. Chosen by us."""
 _LONGEST_PERIOD = 8  # blocks that make one repetition, such as (Linear, Sigmoid); chosen by us
 _FEWEST_REPEATS = 4  # the first and the last stay open, so fewer would fold a single block; chosen by us
-_INDEX = re.compile(r"(?:(?<=\.)|^)(\d+)(?=[.#\[]|$)|(?<=#)(\d+)")
+_INDEX = re.compile(r"(?:(?<=\.)|^)(\d+)(?=[.:#\[]|$)|(?<=#)(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
