@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from headwater.errors import InputError
 from headwater.records.budget import Budget
-from headwater.records.profile import LayerKind, LossSource, Profile, _no_such
+from headwater.records.lookup import find_layer, find_row
+from headwater.records.profile import LayerKind, LossSource, Profile
 from headwater.records.saved import Saved
 
 __all__ = [
@@ -286,13 +287,7 @@ class Forecast(Saved):
         Raises:
             KeyError: no layer has this name; the message suggests near ones.
         """
-        for row in self.layers:
-            if name == row.name:
-                return row
-        for row in self.layers:
-            if name in row.aliases or name == row.name.split("#")[0]:
-                return row
-        raise KeyError(_no_such("layer", name, [n for row in self.layers for n in (row.name, *row.aliases)]))
+        return find_layer(self.layers, name)
 
     def parameter(self, name: str) -> ParameterForecast:
         """The row of one parameter.
@@ -306,10 +301,7 @@ class Forecast(Saved):
         Raises:
             KeyError: no parameter has this name; the message suggests near ones.
         """
-        for row in self.parameters:
-            if name == row.name or name in row.aliases:
-                return row
-        raise KeyError(_no_such("parameter", name, [n for row in self.parameters for n in (row.name, *row.aliases)]))
+        return find_row(self.parameters, name, "parameter")
 
     @property
     def trunk_layers(self) -> tuple[LayerForecast, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from headwater.records.lookup import no_such
 from headwater.records.saved import Saved
 
 __all__ = [
@@ -196,9 +197,7 @@ class InitializationReport(Saved):
         for row in self.rows:
             if name == row.parameter or name in row.aliases:
                 return row
-        from headwater.records.profile import _no_such
-
-        raise KeyError(_no_such("weight", name, [row.name for row in self.rows]))
+        raise KeyError(no_such("weight", name, [row.name for row in self.rows]))
 
     def table(self) -> list[dict[str, Any]]:
         """One flat mapping per weight: what CSV and pandas show; None where a value does not apply."""

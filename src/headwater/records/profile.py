@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from headwater.records.lookup import find_layer, find_row, no_such
 from headwater.records.saved import Saved
 from headwater.records.statistics import Spread, Statistics
 
@@ -347,14 +347,7 @@ class Profile(Saved):
         Raises:
             KeyError: no layer has this name; the message suggests near ones.
         """
-        for row in self.layers:
-            if name == row.name:
-                return row
-        for row in self.layers:
-            if name in row.aliases or name == row.name.split("#")[0]:
-                return row
-        known = [n for row in self.layers for n in (row.name, *row.aliases)]
-        raise KeyError(_no_such("layer", name, known))
+        return find_layer(self.layers, name)
 
     def parameter(self, name: str) -> ParameterProfile:
         """The row of one parameter.
@@ -368,10 +361,7 @@ class Profile(Saved):
         Raises:
             KeyError: no parameter has this name; the message suggests near ones.
         """
-        for row in self.parameters:
-            if name == row.name or name in row.aliases:
-                return row
-        raise KeyError(_no_such("parameter", name, [n for row in self.parameters for n in (row.name, *row.aliases)]))
+        return find_row(self.parameters, name, "parameter")
 
     def gradients(self, statistic: str = "mean_abs") -> dict[str, float]:
         """One statistic of every recorded parameter gradient.
@@ -391,7 +381,7 @@ class Profile(Saved):
             "zero_fraction", "kurtosis", "nan_count", "inf_count", "count",
         )  # fmt: skip
         if statistic not in known:
-            raise KeyError(_no_such("statistic", statistic, list(known)))
+            raise KeyError(no_such("statistic", statistic, list(known)))
         return {row.name: getattr(row.gradient, statistic) for row in self.parameters if row.gradient is not None}
 
     def through_time(
@@ -413,7 +403,7 @@ class Profile(Saved):
         """
         of_layer = [t for t in self.times if t.layer == layer]
         if not of_layer:
-            raise KeyError(_no_such("recurrent layer", layer, sorted({t.layer for t in self.times})))
+            raise KeyError(no_such("recurrent layer", layer, sorted({t.layer for t in self.times})))
         wanted = [
             t
             for t in of_layer
@@ -465,12 +455,3 @@ class Profile(Saved):
         from headwater.records.table import rows_to_pandas
 
         return rows_to_pandas(self.rows())
-
-
-def _no_such(what: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    listing = near or known[:8]
-    lead = "did you mean" if near else "there are"
-    return f"no {what} named {name!r}" + (
-        f"; {lead} {', '.join(map(repr, listing))}" if listing else "; there are none"
-    )
