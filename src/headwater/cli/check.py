@@ -9,42 +9,13 @@ import click
 
 from headwater.cli import ExitCode
 from headwater.cli.failures import model_failures
+from headwater.cli.input_options import input_options
 from headwater.cli.outputs import STDOUT, JsonCommand, check_writable, emit_json, only_data_on_stdout, show, write_page
 from headwater.cli.target import Target, help_text, load_target
 from headwater.errors import NothingObservedError
 from headwater.records import Diagnosis, Profile, Severity
 
 __all__ = ["command"]
-
-
-class _Shape(click.ParamType[tuple[int, ...]]):
-    """``8,3,32,32`` (or with ``x`` between) to a tuple of sizes."""
-
-    name = "shape"
-
-    def convert(
-        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Parse one shape.
-
-        Args:
-            value: the word on the command line.
-            param: the option.
-            ctx: click's context.
-
-        Returns:
-            The sizes, batch dimension first.
-        """
-        if isinstance(value, tuple):
-            return value
-        words = value.strip("()[] ").replace("x", ",").split(",")
-        try:
-            sizes = tuple(int(w) for w in words if w.strip())
-        except ValueError:
-            sizes = ()
-        if not sizes or min(sizes) < 1:
-            self.fail(f"{value!r} is no shape; write the sizes with commas, such as 8,3,32,32", param, ctx)
-        return sizes
 
 
 @click.command(
@@ -70,23 +41,7 @@ class _Shape(click.ParamType[tuple[int, ...]]):
     ),
 )
 @click.argument("target")
-@click.option(
-    "--input-shape",
-    "shapes",
-    type=_Shape(),
-    multiple=True,
-    metavar="SHAPE",
-    help="Sizes of the inputs, batch first (8,3,32,32); once per positional argument.",
-)
-@click.option(
-    "--input-dtype",
-    "dtypes",
-    multiple=True,
-    metavar="TYPE",
-    help="Their type, such as float32 or int64; once per shape.",
-)
-@click.option("--batch", type=click.IntRange(min=1), help="Batch size when the shape is inferred.  [default: 8]")
-@click.option("--vocab", "vocabulary", type=click.IntRange(min=1), metavar="N", help="Token inputs: numbers below N.")
+@input_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights, the inputs and the probe.")
 @click.option(
     "--draws",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headwater.cli.check import _Shape
 from headwater.cli.failures import model_failures
+from headwater.cli.input_options import input_options
 from headwater.cli.outputs import STDOUT, JsonCommand, check_writable, emit_json, only_data_on_stdout, show, write_page
 from headwater.cli.target import (
     Target,
@@ -53,23 +53,7 @@ __all__ = ["command"]
     ),
 )
 @click.argument("target")
-@click.option(
-    "--input-shape",
-    "shapes",
-    type=_Shape(),
-    multiple=True,
-    metavar="SHAPE",
-    help="Sizes of the inputs, batch first (8,3,32,32); once per positional argument.",
-)
-@click.option(
-    "--input-dtype",
-    "dtypes",
-    multiple=True,
-    metavar="TYPE",
-    help="Their type, such as float32 or int64; once per shape.",
-)
-@click.option("--batch", type=click.IntRange(min=1), help="Batch size when the shape is inferred.  [default: 8]")
-@click.option("--vocab", "vocabulary", type=click.IntRange(min=1), metavar="N", help="Token inputs: numbers below N.")
+@input_options
 @click.option("--compare", is_flag=True, help="Measure the model as well, and hold the forecast against it.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights, the inputs and the probe.")
 @click.option(
