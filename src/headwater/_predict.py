@@ -39,7 +39,8 @@ def predict(
         model: a function without arguments that makes the model (called under ``torch.device("meta")``, its
             initialisers recorded), or a model with values, whose laws are read off the values. Only read.
         inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments. Real tensors give their own
-            moments and covariances; meta tensors stand for independent numbers with ``input_moments``.
+            moments and covariances; meta tensors stand for independent numbers with ``input_moments``. Or a function
+            that gives them for the model: it is called once, with the model on the meta device.
         targets: passed on to ``loss_fn``.
         loss_fn: as for ``measure``; without it the output's own loss or a Gaussian cotangent of unit variance.
         input_moments: E x and E x² of inputs that hold no values.
@@ -63,12 +64,23 @@ def predict(
     References:
         Poole et al., NeurIPS 2016; Schoenholz et al., ICLR 2017; Hanin, NeurIPS 2018 (the band).
     """
-    _check(model, inputs, targets, loss_fn, input_moments)
+    _check(model, targets, loss_fn, input_moments)
+    if callable(inputs):
+        make_inputs = inputs
+
+        def checked(made: nn.Module) -> Any:
+            given = make_inputs(made)
+            _check_inputs(given)
+            return given
+
+        inputs = checked
+    else:
+        _check_inputs(inputs)
     prediction = predict_run(model, inputs, targets, loss_fn, input_moments=input_moments)
     return _forecast(prediction, model)
 
 
-def _check(model: Any, inputs: Any, targets: Any, loss_fn: Any, moments: Any) -> None:
+def _check(model: Any, targets: Any, loss_fn: Any, moments: Any) -> None:
     if not callable(model):
         raise InputError(f"model should be a torch.nn.Module or a function that makes one, got {type(model).__name__}")
     if isinstance(model, nn.Module):
@@ -84,14 +96,17 @@ def _check(model: Any, inputs: Any, targets: Any, loss_fn: Any, moments: Any) ->
         raise InputError(
             "targets were given without a loss_fn: pass loss_fn(output, targets), for example F.cross_entropy"
         )
+    mean, square = moments
+    if not (math.isfinite(mean) and math.isfinite(square) and square >= mean**2):
+        raise InputError(f"input_moments should be (E x, E x²) with E x² ≥ (E x)², got {moments!r}")
+
+
+def _check_inputs(inputs: Any) -> None:
     if not any(True for _ in tensors_in(inputs)):
         raise InputError("inputs should hold a tensor; torch.empty(shape, device='meta') stands for a shape alone")
     for path, tensor in tensors_in(inputs):
         if tensor.numel() == 0:
             raise InputError(f"inputs{path} is empty (shape {tuple(tensor.shape)})")
-    mean, square = moments
-    if not (math.isfinite(mean) and math.isfinite(square) and square >= mean**2):
-        raise InputError(f"input_moments should be (E x, E x²) with E x² ≥ (E x)², got {moments!r}")
 
 
 def _forecast(prediction: Prediction, model: Any) -> Forecast:

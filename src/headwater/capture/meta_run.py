@@ -397,7 +397,8 @@ def predict_run(
     Args:
         model: a module (materialised: its values are read, once; on meta: built outside, its laws are unknown) or a
             function that makes one, called under ``torch.device("meta")`` while its initialisers are recorded.
-        inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments.
+        inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments; or a function that gives
+            them for the model on the meta device.
         targets: passed on to ``loss_fn``.
         loss_fn: gives a scalar; None as for ``measure``.
         input_moments: E x and E x² of inputs that hold no values.
@@ -417,6 +418,8 @@ def predict_run(
             with torch.device("meta"):
                 twin = model()
             _initialise_late(twin)
+    if callable(inputs):
+        inputs = inputs(twin)
     first = next((t for _, t in tensors_in(inputs)), None)
     batch_dimension = _batch_dimension(twin)
     dimension = batch_dimension if first is not None and first.dim() >= 3 and first.is_floating_point() else 0

@@ -10,17 +10,7 @@ import click
 from headwater.cli.failures import model_failures
 from headwater.cli.input_options import input_options
 from headwater.cli.outputs import STDOUT, JsonCommand, check_writable, emit_json, only_data_on_stdout, show, write_page
-from headwater.cli.target import (
-    Target,
-    _attribute,
-    _called,
-    _import_file,
-    _import_module,
-    _understood,
-    help_text,
-    is_path,
-    load_target,
-)
+from headwater.cli.target import Target, help_text, open_target
 from headwater.errors import NothingObservedError, TargetError
 
 if TYPE_CHECKING:
@@ -118,6 +108,10 @@ def _json(forecast: Forecast, comparison: Comparison | None) -> str:
     return write_document({"forecast": forecast.to_dict(), "comparison": comparison.to_dict()}, None)
 
 
+class _NeedsValuesError(Exception):
+    """TARGET gives more than a model on the meta device."""
+
+
 def _forecast(
     spec: str, options: Mapping[str, Any], seed: int, draws: int | None
 ) -> tuple[Forecast, Comparison | None]:
@@ -125,57 +119,80 @@ def _forecast(
     import torch
 
     from headwater._measure import measure
-    from headwater._predict import predict
 
+    make = open_target(spec)
     torch.manual_seed(seed)
-    make = _maker(spec)
-    shapes_only = _on_meta(make, spec)
-    real = make() if shapes_only is None or draws is not None else None
-    loaded = real or shapes_only
-    assert loaded is not None
-    if loaded.loss is not None:
+    if draws is None:
+        forecast = _without_values(make, spec, lambda model: _example(model, options, seed))
+        if forecast is not None:
+            return forecast, None
+    real = make()
+    if real.loss is not None:
         raise TargetError(
             f"TARGET {spec!r} gives a loss(model): a forecast needs inputs, and perhaps targets and a loss_fn"
         )
-    inputs, hint = loaded.inputs, ""
-    if inputs is None:
-        inputs, hint = _example(loaded.model, options, seed)
+    if real.inputs is None:
+        inputs, hint = _example(real.model, options, seed)
     elif any(value is not None and value != () for value in options.values()):
         raise click.UsageError("TARGET brings its own inputs: leave out the options that describe inputs")
-    # The factory's own laws where it gives a model alone; else what the values say.
-    model: nn.Module | Callable[[], nn.Module] = loaded.model if shapes_only is None else lambda: make().model
-    batch = (inputs, loaded.targets, loaded.loss_fn)
+    else:
+        inputs, hint = real.inputs, ""
+    batch = (inputs, real.targets, real.loss_fn)
+    alone = draws is not None and real.inputs is None  # else its laws on the meta device were tried above
+    forecast = _without_values(make, spec, lambda model: (inputs, hint)) if alone else None
     with model_failures(hint):
-        forecast = predict(model, *batch)
-        if real is None or draws is None:
+        if forecast is None:
+            from headwater._predict import predict
+
+            forecast = predict(real.model, *batch)
+        if draws is None:
             return forecast, None
         return forecast, forecast.compare(measure(real.model, *batch, draws=draws))
 
 
-def _maker(spec: str) -> Callable[[], Target]:
-    """Import TARGET now, where tensors have values; call it later, on whatever device."""
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        return lambda: load_target(spec)  # raises, and says what is missing
-    module = _import_file(place, spec) if is_path(place) else _import_module(place, spec)
-    value = _attribute(module, name, spec)
-    return lambda: _understood(spec, _called(value, name, spec))
+def _without_values(
+    make: Callable[[], Target], spec: str, inputs_of: Callable[[nn.Module], tuple[Any, str]]
+) -> Forecast | None:
+    """The forecast from the factory's own laws, made once, on the meta device.
 
+    Args:
+        make: calls TARGET.
+        spec: TARGET.
+        inputs_of: inputs for the model, and what to say when they do not fit.
 
-def _on_meta(make: Callable[[], Target], spec: str) -> Target | None:
-    """What TARGET gives on the meta device, when that is a model alone; None when it is to be called as usual."""
-    import torch
+    Returns:
+        The forecast, or None when TARGET is to be called as usual: it cannot be called on the meta device (said on
+        standard error), or it brings its inputs, or gives a model with values.
+    """
+    from headwater._predict import predict
+
+    hint = ""
+
+    def model() -> nn.Module:
+        try:
+            found = make()
+        except TargetError as error:
+            reason = str(error).splitlines()[0].removeprefix(f"TARGET {spec!r}: ")
+            click.echo(f"called with values, as it cannot be called on the meta device: {reason}", err=True)
+            raise _NeedsValuesError from error
+        parameters = list(found.model.parameters())
+        alone = found.inputs is None and found.loss is None
+        if not (alone and parameters and all(p.is_meta for p in parameters)):
+            raise _NeedsValuesError
+        return found.model
+
+    def inputs(made: nn.Module) -> Any:
+        nonlocal hint
+        found, hint = inputs_of(made)
+        return found
 
     try:
-        with torch.device("meta"):
-            found = make()
-    except TargetError as error:
-        reason = str(error).splitlines()[0].removeprefix(f"TARGET {spec!r}: ")
-        click.echo(f"called with values, as it cannot be called on the meta device: {reason}", err=True)
+        return predict(model, inputs)
+    except _NeedsValuesError:
         return None
-    parameters = list(found.model.parameters())
-    alone = found.inputs is None and found.loss is None
-    return found if alone and parameters and all(p.is_meta for p in parameters) else None
+    except Exception:
+        with model_failures(hint):  # the hint is known only now
+            raise
 
 
 def _example(model: nn.Module, options: Mapping[str, Any], seed: int) -> tuple[Any, str]:

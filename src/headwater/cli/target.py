@@ -20,7 +20,7 @@ from headwater.errors import TargetError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Target", "help_text", "is_path", "load_target"]
+__all__ = ["Target", "help_text", "is_path", "load_target", "open_target"]
 
 _TARGET_HELP = (
     "TARGET is package.module:name or path/to/file.py:name. The name is a function without arguments (or a class, or "
@@ -79,13 +79,30 @@ def load_target(spec: str) -> Target:
     Raises:
         TargetError: it cannot be imported, found, called or understood; the message says which and what to do.
     """
+    return open_target(spec)()
+
+
+def open_target(spec: str) -> Callable[[], Target]:
+    """Import a TARGET without calling it: what is made when a file is imported keeps its values.
+
+    Args:
+        spec: as for :func:`load_target`.
+
+    Returns:
+        A function that calls it, on whatever device is the default then, and raises ``TargetError`` when it cannot be
+        called or understood.
+
+    Raises:
+        TargetError: it cannot be imported or found.
+    """
     place, separator, name = spec.rpartition(":")
     if not separator:
         raise TargetError(f"TARGET {spec!r} names no function: {_FORM}{_offer(_names_in_source(spec), spec)}")
     if not place or not name:
         raise TargetError(f"TARGET {spec!r} is incomplete: {_FORM}")
     module = _import_file(place, spec) if is_path(place) else _import_module(place, spec)
-    return _understood(spec, _called(_attribute(module, name, spec), name, spec))
+    value = _attribute(module, name, spec)
+    return lambda: _understood(spec, _called(value, name, spec))
 
 
 # ---------------------------------------------------------------- import

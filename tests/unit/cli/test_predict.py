@@ -20,8 +20,12 @@ SCALE = torch.ones(())  # made when the file is imported: it keeps its value
 called_on = []
 
 def deep():
-    called_on.append(str(torch.empty(()).device))
     return nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(64, 64), nn.Tanh())], nn.Linear(64, 32))
+
+def counted():
+    called_on.append(str(torch.empty(()).device))
+    print("calls", len(called_on))
+    return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 32))
 
 def huge():
     # 10 million times 10 million weights of 4 bytes are 400 terabytes.
@@ -69,6 +73,12 @@ def test_a_model_alone_is_called_on_the_meta_device(models: Path) -> None:
     record = Forecast.from_json(result.stdout)
     assert record.parameter_count == 10**14 + 10**7 + 32 * 10**7 + 32
     assert record.coverage.complete
+
+
+def test_a_model_alone_is_made_once(models: Path) -> None:
+    result = predict(f"{models}:counted", "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("calls") == 1  # what a TARGET prints goes to standard error
 
 
 def test_the_text_has_the_table_the_trunk_and_the_sentence(models: Path) -> None:
