@@ -9,14 +9,20 @@ from headwater.stats.signal import (
     position_cosine,
     position_cosine_on_device,
 )
+from headwater.stats.tables import MomentPlan, moment_table, norm_table
+from headwater.stats.units import alive_units
 
 __all__ = [
+    "MomentPlan",
+    "alive_units",
     "between_sample_fraction",
     "between_sample_fraction_on_device",
     "duplicate_row_count",
     "log2_histogram",
     "moment_row",
     "moment_rows",
+    "moment_table",
+    "norm_table",
     "position_cosine",
     "position_cosine_on_device",
     "statistics_from_rows",

@@ -25,7 +25,7 @@ from headwater.stats.elements import as_computable, flat_view, implicit_zero_cou
 from headwater.stats.rows_on_accelerator import COLUMNS, has_float64, merged, rows_on_accelerator
 from headwater.stats.rows_on_host import rows_on_host
 
-__all__ = ["moment_row", "moment_rows", "statistics_from_rows", "summarize", "summarize_many"]
+__all__ = ["moment_row", "moment_rows", "statistics_from_rows", "summarize", "summarize_many", "table_of"]
 
 ROW = 65_536
 """Longest row, in elements: chosen by us; a float32 row and its temporary fit in a 512 KiB cache."""
@@ -51,11 +51,12 @@ def moment_rows(rows: Tensor) -> Tensor:
     if rows.numel() == 0:
         return torch.zeros((rows.shape[0], COLUMNS), dtype=torch.float64 if double else torch.float32).to(rows.device)
     if rows.device.type == "cpu":
-        return _table(rows_on_host(rows))
+        return table_of(rows_on_host(rows))
     return rows_on_accelerator(rows, double=double)
 
 
-def _table(records: Sequence[Statistics]) -> Tensor:
+def table_of(records: Sequence[Statistics]) -> Tensor:
+    """The inverse of :func:`statistics_from_rows`: shape (k, 11), float64, in main memory."""
     return torch.tensor([astuple(record) for record in records], dtype=torch.float64)
 
 
@@ -71,7 +72,7 @@ def moment_row(tensor: Tensor) -> Tensor:
         main memory.)
     """
     if tensor.device.type == "cpu":
-        return _table([_summarize_on_host(tensor)])[0]
+        return table_of([_summarize_on_host(tensor)])[0]
     tables: list[Tensor] = []
     stored = 0
     for piece, repeats in stored_pieces(tensor, _BLOCK_ON_ACCELERATOR):
@@ -81,7 +82,7 @@ def moment_row(tensor: Tensor) -> Tensor:
             tables.append(table if repeats == 1 else _repeated(table, repeats))
     implicit_zeros = implicit_zero_count(tensor, stored)
     if implicit_zeros or not tables:
-        zeros = _table([_zeros(implicit_zeros)])
+        zeros = table_of([_zeros(implicit_zeros)])
         tables.append(zeros.to(tables[0].dtype if tables else torch.float32).to(tensor.device))
     table = torch.cat(tables)
     if table.shape[0] == 1:
