@@ -11,7 +11,8 @@
     ├── TargetError            a command-line TARGET cannot be imported, called or understood
     ├── StudyError             a study's name or one of its options is unknown
     ├── OutputError            a report cannot be written where it was asked for
-    └── UnhealthyError         raise_if_unhealthy(), assert_gradients_flow(): carries the findings
+    └── UnhealthyError         raise_if_unhealthy(), assert_gradients_flow(), an alert that raises: carries the findings
+        └── TrainingStopped    an alert with the action "stop"; ends a `with watch(...)` block without an error
 
 Each message says what was wrong (names, shapes, values) and what to do.
 """
@@ -28,6 +29,7 @@ __all__ = [
     "RecordError",
     "StudyError",
     "TargetError",
+    "TrainingStopped",
     "UnhealthyError",
 ]
 
@@ -76,3 +78,7 @@ class UnhealthyError(HeadwaterError, AssertionError):
     def __init__(self, message: str, findings: tuple[object, ...] = ()) -> None:
         super().__init__(message)
         self.findings = findings
+
+
+class TrainingStopped(UnhealthyError):
+    """An alert of a watched run asked to stop; the ``with`` block of ``headwater.watch`` ends quietly on it."""

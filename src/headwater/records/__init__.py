@@ -26,10 +26,25 @@ from headwater.records.profile import (
     TrunkPoint,
     UpdateProfile,
 )
+from headwater.records.run import RecordedStep, RunSource, StatisticMatrix
 from headwater.records.statistics import Spread, Statistics
+from headwater.records.step import (
+    NORM_COLUMNS,
+    STATISTICS_COLUMNS,
+    Block,
+    GradientPhase,
+    Quantity,
+    RunEvent,
+    StepRecord,
+    WatchedTensor,
+)
+from headwater.records.step_profile import RunContext, profile_of_step
 from headwater.records.study import StudyResult
 
 __all__ = [
+    "NORM_COLUMNS",
+    "STATISTICS_COLUMNS",
+    "Block",
     "BlockForecast",
     "Budget",
     "BudgetStep",
@@ -42,6 +57,7 @@ __all__ = [
     "Finding",
     "Forecast",
     "ForecastCoverage",
+    "GradientPhase",
     "GradientState",
     "LayerForecast",
     "LayerKind",
@@ -50,16 +66,25 @@ __all__ = [
     "ParameterProfile",
     "ParameterRole",
     "Profile",
+    "Quantity",
+    "RecordedStep",
+    "RunContext",
+    "RunEvent",
+    "RunSource",
     "SecondLook",
     "Severity",
     "Spread",
+    "StatisticMatrix",
     "Statistics",
+    "StepRecord",
     "StudyResult",
     "TimeProfile",
     "TrunkPoint",
     "UpdateProfile",
     "Verdict",
+    "WatchedTensor",
     "WeightShare",
     "fold_names",
     "gradient_budget",
+    "profile_of_step",
 ]

@@ -78,6 +78,7 @@ class Finding:
         cause: one sentence that names the mechanism with its number.
         advice: what to try, and why.
         symptom_of: code of the finding that explains this one, once a diagnosis has ordered them.
+        step: the optimizer step at which it began, for a finding of a watched run; else None.
     """
 
     code: str
@@ -89,10 +90,12 @@ class Finding:
     cause: str
     advice: str
     symptom_of: str | None = None
+    step: int | None = None
 
     def __str__(self) -> str:
+        when = "" if self.step is None else f" at step {self.step}"
         place = f" at {', '.join(fold_names(self.where))}" if self.where else ""
-        return f"{self.code} {self.severity.value}: {self.defect}{place}. {self.cause} {self.advice}"
+        return f"{self.code} {self.severity.value}: {self.defect}{when}{place}. {self.cause} {self.advice}"
 
 
 _NUMBER = re.compile(r"\d+")
