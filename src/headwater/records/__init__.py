@@ -1,12 +1,11 @@
 """Frozen records, strict JSON in and out; they know neither torch nor a model."""
 
 from headwater.records.budget import Budget, BudgetStep, WeightShare, gradient_budget
+from headwater.records.comparison import Comparison, ComparisonRow
 from headwater.records.diagnosis import Diagnosis
 from headwater.records.finding import Evidence, Finding, Severity, Verdict, fold_names
 from headwater.records.forecast import (
     BlockForecast,
-    Comparison,
-    ComparisonRow,
     FailurePoint,
     Forecast,
     ForecastCoverage,

@@ -1,4 +1,4 @@
-"""What is forecast of a model before it runs: activations and gradients of every layer, and how a measurement compares."""
+"""What is forecast of a model before it runs: activations and gradients of every layer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 
 from headwater.errors import InputError
 from headwater.records.budget import Budget
+from headwater.records.comparison import Comparison, compare_forecast
 from headwater.records.lookup import find_layer, find_row
 from headwater.records.profile import LayerKind, LossSource, Profile
 from headwater.records.saved import Saved
 
 __all__ = [
     "BlockForecast",
-    "Comparison",
-    "ComparisonRow",
     "FailurePoint",
     "Forecast",
     "ForecastCoverage",
@@ -188,62 +187,6 @@ class ForecastCoverage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRow:
-    """One layer, forecast and measured.
-
-    Attributes:
-        name: of the layer.
-        on_trunk: whether it lies on the trunk.
-        forecast_log10: forecast log10 rms(∂L/∂h) relative to the last trunk layer.
-        measured_log10: measured, likewise.
-        band_decades: standard deviation between draws that the theory allows.
-        outside: whether they differ by more than three bands and 0.1 decades.
-    """
-
-    name: str
-    on_trunk: bool
-    forecast_log10: float
-    measured_log10: float
-    band_decades: float
-    outside: bool
-
-    @property
-    def difference_decades(self) -> float:
-        """Measured minus forecast."""
-        return self.measured_log10 - self.forecast_log10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison(Saved):
-    """A forecast held against a measurement: gradients along depth, relative to the last trunk layer.
-
-    Attributes:
-        rows: layers that both have, in execution order.
-        rms_error_decades: root mean square of the difference along the trunk; NaN without a common trunk layer.
-        branch_error_decades: the same over the other layers; NaN without any.
-        weight_error_decades: the same over the parameters' gradients, absolute; NaN without any.
-        outside: trunk layers that leave the band, the one nearest the loss first.
-        unmatched: measured layers without a forecast.
-    """
-
-    SCHEMA: ClassVar[str] = "headwater.comparison"
-
-    rows: tuple[ComparisonRow, ...]
-    rms_error_decades: float
-    branch_error_decades: float
-    weight_error_decades: float
-    outside: tuple[str, ...]
-    unmatched: tuple[str, ...] = ()
-
-    def sentence(self) -> str:
-        """The comparison in one sentence."""
-        if math.isnan(self.rms_error_decades):
-            return "Forecast and measurement have no trunk layer in common."
-        lead = f"Forecast and measurement differ by {self.rms_error_decades:.3f} decades (rms along the trunk)"
-        return f"{lead}; measured departs from theory from {self.outside[0]} on." if self.outside else f"{lead}."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast(Saved):
     """The forecast gradient profile of a model at initialisation.
 
@@ -382,7 +325,8 @@ class Forecast(Saved):
     def compare(self, profile: Profile) -> Comparison:
         """Hold the forecast against a measurement of the same architecture.
 
-        Where the profile is over several draws, their mean of log10 rms is compared; else the one measured.
+        Where the profile is over several draws, their mean of log10 rms is compared; else the one measured. Trunk layers
+        that leave the band are a finding (HW601) with what may be the cause.
 
         Args:
             profile: from ``measure``.
@@ -390,7 +334,7 @@ class Forecast(Saved):
         Returns:
             The comparison.
         """
-        return _compare(self, profile)
+        return compare_forecast(self, profile)
 
     # ---------------------------------------------------------------- data
 
@@ -431,69 +375,3 @@ class Forecast(Saved):
         from headwater.records.table import rows_to_pandas
 
         return rows_to_pandas(self.table())
-
-
-# -------------------------------------------------------------------- comparison
-
-_BANDS = 3.0  # standard deviations; chosen by us
-_FLOOR = 0.1  # decades below which a difference is not worth a word; chosen by us
-
-
-def _measured(row: Any) -> float | None:
-    spread = row.spread.get("gradient.rms")
-    if spread is not None and math.isfinite(spread.mean):
-        return float(spread.mean)
-    if row.gradient is None or row.gradient.nonfinite_count or not math.isfinite(row.gradient.rms_log10):
-        return None
-    return float(row.gradient.rms_log10)
-
-
-def _compare(forecast: Forecast, profile: Profile) -> Comparison:
-    known = {row.name: row for row in forecast.layers}
-    pairs = []
-    unmatched = []
-    for layer in profile.layers:
-        value, row = _measured(layer), known.get(layer.name)
-        if value is None:
-            continue
-        if row is None or row.gradient_rms_log10 is None or not math.isfinite(row.gradient_rms_log10):
-            unmatched.append(layer.name)
-            continue
-        pairs.append((layer.name, layer.on_trunk and row.on_trunk, row.gradient_rms_log10, value, row))
-    trunk = [p for p in pairs if p[1]]
-    reference = trunk[-1] if trunk else pairs[-1] if pairs else None
-    rows = []
-    for name, on_trunk, predicted, value, row in pairs:
-        assert reference is not None
-        band = row.gradient_band_decades or 0.0
-        a, b = predicted - reference[2], value - reference[3]
-        rows.append(
-            ComparisonRow(
-                name=name,
-                on_trunk=on_trunk,
-                forecast_log10=a,
-                measured_log10=b,
-                band_decades=band,
-                outside=abs(a - b) > max(_FLOOR, _BANDS * band),
-            )
-        )
-    weights = []
-    for parameter in profile.parameters:
-        value = _measured(parameter)
-        match = next((p for p in forecast.parameters if p.name == parameter.name), None)
-        if value is None or match is None or match.gradient_rms_log10 is None:
-            continue
-        if math.isfinite(match.gradient_rms_log10):
-            weights.append(match.gradient_rms_log10 - value)
-    return Comparison(
-        rows=tuple(rows),
-        rms_error_decades=_rms([r.difference_decades for r in rows if r.on_trunk]),
-        branch_error_decades=_rms([r.difference_decades for r in rows if not r.on_trunk]),
-        weight_error_decades=_rms(weights),
-        outside=tuple(r.name for r in reversed(rows) if r.on_trunk and r.outside),
-        unmatched=tuple(unmatched),
-    )
-
-
-def _rms(values: list[float]) -> float:
-    return math.sqrt(math.fsum(v * v for v in values) / len(values)) if values else math.nan

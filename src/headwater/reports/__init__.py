@@ -31,7 +31,7 @@ DOCUMENTS: Mapping[str, str] = {
     "headwater.records.phase.ActivationTable": "headwater.reports.phase_report:build_activation_document",
     "headwater.records.diagnosis.Diagnosis": "headwater.reports.diagnosis_report:build_diagnosis_document",
     "headwater.records.forecast.Forecast": "headwater.reports.forecast_report:build_forecast_document",
-    "headwater.records.forecast.Comparison": "headwater.reports.forecast_report:build_comparison_document",
+    "headwater.records.comparison.Comparison": "headwater.reports.forecast_comparison:build_comparison_document",
     "headwater.records.remedy.Prescriptions": "headwater.reports.prescription_report:build_prescription_document",
 }
 """Type of record to ``module:function`` that builds its document: ``build(record, *, full=False) -> Document``."""
@@ -45,7 +45,7 @@ FIGURES: Mapping[str, str] = {
     "headwater.records.phase.PhaseDiagram": "headwater.reports.phase_figure:phase_figure",
     "headwater.records.diagnosis.Diagnosis": "headwater.reports.budget_figure:diagnosis_figure",
     "headwater.records.forecast.Forecast": "headwater.reports.forecast_figure:forecast_figure",
-    "headwater.records.forecast.Comparison": "headwater.reports.forecast_figure:comparison_figure",
+    "headwater.records.comparison.Comparison": "headwater.reports.forecast_figure:comparison_figure",
     "headwater.records.remedy.Prescriptions": "headwater.reports.prescription_figures:prescription_figure",
 }
 """Type of record to ``module:function`` that draws it: ``draw(record, *, template="dark", **options) -> Figure``."""

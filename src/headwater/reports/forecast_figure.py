@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from headwater.errors import InputError
-from headwater.records.forecast import Comparison, ComparisonRow, Forecast, LayerForecast
+from headwater.records.comparison import Comparison, ComparisonRow
+from headwater.records.forecast import Forecast, LayerForecast
 from headwater.reports.document import Template
 from headwater.reports.figures import PALETTE, Series, clamp_log10, escape, line_figure, log_axis, log_range, scatter
 from headwater.reports.notation import decades, power
@@ -146,6 +147,15 @@ def comparison_figure(comparison: Comparison, *, template: Template = "dark") ->
         points = [(i, row) for i, row in enumerate(rows) if row.outside is outside]
         if points:
             figure.add_trace(_points(points, name, color, symbol))
+    if comparison.outside:
+        place = next((i for i, row in enumerate(rows) if row.name == comparison.outside[0]), None)
+        if place is not None:
+            figure.add_vline(
+                x=place,
+                line={"color": PALETTE["vermillion"], "width": 1, "dash": "dot"},
+                annotation={"text": f"departs from theory<br>from {escape(rows[place].name)} on", "font": {"size": 11}},
+                annotation_position="top left" if place > len(rows) / 2 else "top right",
+            )
     figure.update_yaxes(
         **log_axis(
             y_title,

@@ -1,4 +1,4 @@
-"""A forecast, and a forecast beside a measurement, as documents."""
+"""A forecast as a document."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from headwater.records.forecast import Comparison, ComparisonRow, FailurePoint, Forecast, LayerForecast
+from headwater.records.forecast import FailurePoint, Forecast, LayerForecast
+from headwater.reports.budget_table import budget_sentence, budget_table
 from headwater.reports.document import (
     Bar,
     Block,
@@ -26,7 +27,7 @@ from headwater.reports.marks import literal
 from headwater.reports.notation import counted, decades, power, shape_text
 from headwater.reports.phase_words import count_layers
 
-__all__ = ["build_comparison_document", "build_forecast_document", "read_forecast"]
+__all__ = ["build_forecast_document", "read_forecast"]
 
 _FORMATS = ("float32", "bfloat16", "float16")
 _LOSS = {
@@ -65,6 +66,7 @@ def build_forecast_document(forecast: Forecast, *, full: bool = False) -> Docume
     if forecast.layers:
         blocks.append(_layer_table(forecast, full))
     blocks += _trunk_lines(forecast)
+    blocks += _budget_blocks(forecast, full)
     if _known_trunk(forecast):
         blocks.append(_formats_line(forecast))
     blocks.append(_coverage(forecast))
@@ -135,13 +137,11 @@ def _decades(known: Sequence[LayerForecast]) -> float:
     return first - last
 
 
-def _drawer(record: Forecast | Comparison) -> Callable[[Template], Any]:
+def _drawer(forecast: Forecast) -> Callable[[Template], Any]:
     def draw(template: Template) -> Any:
-        from headwater.reports.forecast_figure import comparison_figure, forecast_figure
+        from headwater.reports.forecast_figure import forecast_figure
 
-        if isinstance(record, Forecast):
-            return forecast_figure(record, template=template)
-        return comparison_figure(record, template=template)
+        return forecast_figure(forecast, template=template)
 
     return draw
 
@@ -155,6 +155,15 @@ def _trunk_lines(forecast: Forecast) -> list[Block]:
     if not math.isnan(chi):
         text += f"; χ = {chi:.3g} per step (geometric mean), depth scale ξ = {_steps(xi)}"
     return [Paragraph(text + ".")]
+
+
+def _budget_blocks(forecast: Forecast, full: bool) -> list[Block]:
+    """The account of a diagnosis, forecast: the table on a page, by kind of operation in a terminal."""
+    budget = forecast.budget
+    if len(budget.steps) < 2:
+        return []
+    line = Paragraph(f"**Gradient budget:** {budget_sentence(budget)}")
+    return [line, budget_table(budget, max_rows=None, collapsed=len(budget.steps) > 20)] if full else [line]
 
 
 def _steps(xi: float) -> str:
@@ -212,7 +221,7 @@ def _coverage(forecast: Forecast) -> Block:
 # -------------------------------------------------------------------- its table
 
 
-def _path(row: LayerForecast | ComparisonRow) -> str:
+def _path(row: LayerForecast) -> str:
     """The name with a function's mark (``layers.0:relu``) as one more level, so that blocks with functions fold as well."""
     return row.name.replace(":", ".")
 
@@ -337,99 +346,3 @@ def _rms_cell(values: Sequence[float | None]) -> Cell:
 def _sort_key(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return max(-1e9, min(known)) if known else None
-
-
-# -------------------------------------------------------------------- a comparison
-
-
-def build_comparison_document(comparison: Comparison, *, full: bool = False) -> Document:
-    """Describe a forecast held against a measurement.
-
-    Args:
-        comparison: the record.
-        full: list every layer and draw the picture; otherwise repeated blocks are folded above 60 layers.
-
-    Returns:
-        The document.
-    """
-    blocks: list[Block] = []
-    if comparison.rows:
-        if full:
-            title = "Gradient along the layers, forecast and measured"
-            blocks.append(Figure(_drawer(comparison), title, comparison.sentence()))
-        blocks.append(_comparison_table(comparison, full))
-    blocks.append(_errors_line(comparison))
-    if comparison.outside:
-        named = ", ".join(f"`{literal(name)}`" for name in comparison.outside[:_NAMED])
-        more = f" and {len(comparison.outside) - _NAMED} more" if len(comparison.outside) > _NAMED else ""
-        what = f"{counted(len(comparison.outside), 'trunk layer')}, the one nearest the loss first: {named}{more}."
-        blocks.append(Callout(what, "warning", "Outside the band"))
-    if comparison.unmatched:
-        named = ", ".join(f"`{literal(name)}`" for name in comparison.unmatched[:_NAMED])
-        more = f" and {len(comparison.unmatched) - _NAMED} more" if len(comparison.unmatched) > _NAMED else ""
-        blocks.append(Paragraph(f"**Without a forecast:** {named}{more}."))
-    return Document(title="Forecast and measurement", blocks=tuple(blocks), summary=comparison.sentence())
-
-
-def _errors_line(comparison: Comparison) -> Block:
-    parts = [
-        f"{value:.3f} {what}"
-        for value, what in (
-            (comparison.rms_error_decades, "along the trunk"),
-            (comparison.branch_error_decades, "on branches"),
-            (comparison.weight_error_decades, "of the parameters' gradients"),
-        )
-        if not math.isnan(value)
-    ]
-    return Paragraph(f"**RMS error, decades:** {', '.join(parts) or 'nothing in common'}.")
-
-
-def _comparison_table(comparison: Comparison, full: bool) -> Table:
-    def kind(row: ComparisonRow) -> str:
-        return "outside" if row.outside else ""  # a layer outside the band is never folded among those inside
-
-    rows = fold_rows(comparison.rows, _path, kind, None if full else MAX_ROWS)
-    branches = any(row.on_trunk for row in comparison.rows) and not all(row.on_trunk for row in comparison.rows)
-    caption = (
-        "log10 of the gradient rms relative to the last trunk layer, in decades; layers in execution order. Outside: they "
-        "differ by more than three standard deviations between draws and 0.1 decades."
-    )
-    if any(isinstance(row, Fold) for row in rows):
-        caption += f" Some of the {len(comparison.rows)} layers are folded: the one that differs most is shown."
-    return Table(
-        (
-            *([Column("┃", priority=9, hint="on the trunk")] if branches else []),
-            Column("layer", priority=9, shrink=True),
-            Column("forecast\ndec.", "right", "forecast, decades", 8),
-            Column("measured\ndec.", "right", "measured, decades", 8),
-            Column("±\ndec.", "right", "standard deviation between draws that the theory allows", 5),
-            Column("difference\ndec.", "right", "measured minus forecast", 7),
-            Column("", priority=6),
-        ),
-        tuple(_comparison_row(row, branches, number) for number, row in enumerate(rows)),
-        title=counted(len(comparison.rows), "layer"),
-        caption=caption,
-        collapsed=full and len(rows) > MAX_ROWS,
-    )
-
-
-def _comparison_row(row: ComparisonRow | Fold[ComparisonRow], branches: bool, number: int) -> tuple[Cell, ...]:
-    members = row.rows if isinstance(row, Fold) else (row,)
-    worst = max(members, key=lambda r: (r.outside, abs(r.difference_decades)))
-    on_trunk = any(r.on_trunk for r in members)
-    outside = sum(r.outside for r in members)
-    note = "" if not outside else "outside" if len(members) == 1 else f"{outside} outside"
-    return (
-        *([Cell("┃" if on_trunk else "")] if branches else []),
-        Cell(row.label if isinstance(row, Fold) else row.name, sort=number),
-        Cell(_signed(worst.forecast_log10), sort=worst.forecast_log10),
-        Cell(_signed(worst.measured_log10), sort=worst.measured_log10),
-        Cell(f"{worst.band_decades:.2g}", sort=worst.band_decades),
-        Cell(_signed(worst.difference_decades), sort=worst.difference_decades),
-        Cell(note, tone="warning" if outside else "plain"),
-    )
-
-
-def _signed(value: float) -> str:
-    text = f"{abs(value):.3f}"
-    return text if float(text) == 0.0 else f"{'−' if value < 0 else '+'}{text}"

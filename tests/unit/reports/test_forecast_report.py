@@ -11,7 +11,8 @@ import pytest
 from headwater import reports
 from headwater.errors import InputError
 from headwater.records.budget import Budget
-from headwater.records.forecast import Comparison, ComparisonRow, Forecast, ForecastCoverage, LayerForecast
+from headwater.records.comparison import Comparison, ComparisonRow
+from headwater.records.forecast import Forecast, ForecastCoverage, LayerForecast
 
 
 def layer(name: str, gradient: float | None, **changes: Any) -> LayerForecast:
