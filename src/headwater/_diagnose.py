@@ -12,7 +12,7 @@ from headwater._measure import profile_of
 from headwater.capture import CopyError, LossRun, look_again
 from headwater.detectors import DEFAULT_DETECTORS, Detector, diagnosis_of
 from headwater.errors import InputError
-from headwater.records import Diagnosis, Profile
+from headwater.records import Diagnosis, Forecast, Profile
 
 __all__ = ["diagnose"]
 
@@ -25,6 +25,7 @@ def diagnose(
     *,
     loss: Callable[[nn.Module], Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    forecast: Forecast | None = None,
     detectors: Sequence[Detector] = DEFAULT_DETECTORS,
     draws: int = 1,
     steps: int = 3,
@@ -39,13 +40,15 @@ def diagnose(
     does not depend on the scale of the loss.
 
     Args:
-        model: the model; or a saved :class:`headwater.Profile`, and then nothing else.
+        model: the model; or a saved :class:`headwater.Profile`, and then nothing but ``detectors`` and ``forecast``.
         inputs: as for ``measure``.
         targets: as for ``measure``.
         loss_fn: as for ``measure``.
         loss: as for ``measure``.
         optimizer: the optimizer the model is trained with: its steps are the ones taken on the copy, and the size of its
             updates is looked at.
+        forecast: from :func:`headwater.predict` of the same model: findings over depth then say what theory predicts, and
+            whether the fault is in the initialisers or came later. No verdict depends on it.
         detectors: which detectors to run.
         draws: as for ``measure``.
         steps: how many steps on the copy.
@@ -56,7 +59,7 @@ def diagnose(
         The diagnosis.
 
     Raises:
-        InputError: a saved profile together with other arguments; two detectors with one code; what ``measure`` raises.
+        InputError: a saved profile together with a model's arguments; two detectors with one code; what ``measure`` raises.
 
     Example:
         >>> import torch, headwater as hw
@@ -69,7 +72,7 @@ def diagnose(
     if isinstance(model, Profile):
         if any(argument is not None for argument in (inputs, targets, loss_fn, loss, optimizer)):
             raise InputError("a saved profile is diagnosed as it is: pass it alone, or pass the model instead")
-        return diagnosis_of(model, detectors)
+        return diagnosis_of(model, detectors, forecast)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(f"optimizer should be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -87,7 +90,7 @@ def diagnose(
             undecided.append(f"no steps on a copy could be taken: {error}; exact zeros and copies may be transient.")
         else:
             profile = profile.replace(second_look=look)
-    return diagnosis_of(profile, detectors, undecided=undecided)
+    return diagnosis_of(profile, detectors, forecast, undecided)
 
 
 def _suspects(profile: Profile) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from headwater.records import BudgetStep, LayerProfile, Profile, gradient_budget
 
-__all__ = ["DepthCourse", "Slope", "depth_course", "shares", "theil_sen"]
+__all__ = ["DepthCourse", "Slope", "depth_course", "depth_steps", "shares", "theil_sen"]
 
 # Only these carry a trend over depth. Pooling, selecting a position and the loss change the gradient once, by design.
 _DEPTH_KINDS = frozenset(
@@ -106,6 +106,20 @@ def _width(layer: LayerProfile) -> int:
     return layer.shape[-1] if layer.shape else 1
 
 
+def depth_steps(steps: Sequence[BudgetStep]) -> list[BudgetStep]:
+    """The steps of a budget that carry a trend over depth: below the head, without pooling, selection and the loss.
+
+    Args:
+        steps: of a budget, measured or forecast, loss side first.
+
+    Returns:
+        Those that count, in the same order.
+    """
+    head = next((i for i, step in enumerate(steps) if step.kind == "weights"), None)
+    below = steps[head + 1 :] if head is not None else [s for s in steps if s.kind != "loss"]
+    return [s for s in below if s.kind in _DEPTH_KINDS]
+
+
 def depth_course(profile: Profile) -> DepthCourse:
     """How the gradient changes between the head's input and the first parameters.
 
@@ -119,10 +133,7 @@ def depth_course(profile: Profile) -> DepthCourse:
     Returns:
         The course; of no layer when no gradient travels.
     """
-    steps = list(gradient_budget(profile).steps)
-    head = next((i for i, step in enumerate(steps) if step.kind == "weights"), None)
-    below = steps[head + 1 :] if head is not None else [s for s in steps if s.kind != "loss"]
-    counted = [s for s in below if s.kind in _DEPTH_KINDS]
+    counted = depth_steps(gradient_budget(profile).steps)
     totals = list(itertools.accumulate(s.norm_decades for s in counted))
     # Parallel branches inside one layer are one layer, however many tensors lie between.
     ends = [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from headwater.detectors.depth import depth_course
+from headwater.detectors.expectation import expectation
 from headwater.detectors.vanishing_gradient import mechanism
 from headwater.records import Evidence, Finding, Profile, Severity, Verdict, gradient_budget
 
@@ -65,6 +66,7 @@ class ExplodingGradient:
         interval = f"; 95 % interval {slope.low:.2f}–{slope.high:.2f}" if slope is not None else ""
         grown = [name for name, total in zip(course.names, course.cumulative, strict=True) if total >= growth / 2]
         kinds = {step.kind for step in course.steps}
+        expected, foreseen = expectation(course, forecast)
         yield Finding(
             code=self.code,
             defect="exploding gradient",
@@ -76,10 +78,12 @@ class ExplodingGradient:
                 Evidence("change per layer", course.rate, "decades", f"limit +{self.rate_decades:g}"),
                 Evidence("layers", course.layers),
                 Evidence("by chance at this width", course.noise_decades, "decades", "one standard deviation"),
+                *expected,
             ),
             cause=(
                 f"The gradient grows {slope.value if slope is not None else course.rate:.2f} decades per layer over "
-                f"{course.layers} layers ({growth:.1f} in all{interval}).{overflow} {mechanism(profile, course)}{undecided}"
+                f"{course.layers} layers ({growth:.1f} in all{interval}).{overflow} {mechanism(profile, course)}"
+                f"{foreseen}{undecided}"
             ),
             advice=(
                 "Scale every residual branch by 1/√(number of blocks), or start its last layer at zero, or put "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from headwater.detectors.depth import DepthCourse, depth_course, shares
+from headwater.detectors.expectation import expectation
 from headwater.records import Evidence, Finding, LayerProfile, Profile, Severity, Verdict
 
 __all__ = ["VanishingGradient", "mechanism"]
@@ -70,6 +71,7 @@ class VanishingGradient:
             else f" A network this narrow moves by {course.noise_decades:.1f} decades (one standard deviation) by chance, "
             "so one draw leaves it undecided: measure with draws=10."
         )
+        expected, foreseen = expectation(course, forecast)
         yield Finding(
             code=self.code,
             defect="vanishing gradient",
@@ -81,8 +83,9 @@ class VanishingGradient:
                 Evidence("change per layer", course.rate, "decades", f"limit -{self.rate_decades:g}"),
                 Evidence("layers", course.layers),
                 Evidence("by chance at this width", course.noise_decades, "decades", "one standard deviation"),
+                *expected,
             ),
-            cause=_fall_sentence(course) + " " + mechanism(profile, course) + undecided,
+            cause=_fall_sentence(course) + " " + mechanism(profile, course) + foreseen + undecided,
             advice=_advice(profile, course),
         )
 

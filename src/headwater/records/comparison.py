@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from headwater.errors import InputError
 from headwater.records.finding import Evidence, Finding, Severity
-from headwater.records.profile import Profile
+from headwater.records.profile import ParameterProfile, Profile
 from headwater.records.saved import Saved
 
 if TYPE_CHECKING:
@@ -241,18 +241,29 @@ def _other_loss(forecast: Forecast, profile: Profile) -> tuple[str, str] | None:
     )
 
 
+def _laws(forecast: Forecast) -> dict[str, float]:
+    """The rms of every parameter by its initial law; NaN when that is not known."""
+    return {p.name: math.sqrt(p.value_mean**2 + p.value_variance) for p in forecast.parameters}
+
+
+def _off_law(parameter: ParameterProfile, law: float) -> float | None:
+    """log10 of the rms of the values over that of their law, where sampling does not explain it."""
+    value = parameter.value
+    if not (law > 0.0) or value.nonfinite_count or not value.count or not (value.rms > 0.0):
+        return None
+    ratio = math.log10(value.rms / law)
+    # The rms of n Gaussian numbers has a relative variance of 1/(2n).
+    sampling = math.sqrt(0.5 / value.count) / math.log(10.0)
+    return ratio if abs(ratio) > max(_VALUE_FLOOR, 3.0 * sampling) else None
+
+
 def _other_values(forecast: Forecast, profile: Profile) -> tuple[str, str] | None:
     """Parameters whose values are larger or smaller than their initial law says."""
-    laws = {p.name: math.sqrt(p.value_mean**2 + p.value_variance) for p in forecast.parameters}
+    laws = _laws(forecast)
     found = []
     for parameter in profile.parameters:
-        law, value = laws.get(parameter.name, math.nan), parameter.value
-        if not (law > 0.0) or value.nonfinite_count or not value.count or not (value.rms > 0.0):
-            continue
-        ratio = math.log10(value.rms / law)
-        # The rms of n Gaussian numbers has a relative variance of 1/(2n).
-        sampling = math.sqrt(0.5 / value.count) / math.log(10.0)
-        if abs(ratio) > max(_VALUE_FLOOR, 3.0 * sampling):
+        ratio = _off_law(parameter, laws.get(parameter.name, math.nan))
+        if ratio is not None:
             found.append((parameter.name, ratio))
     if not found:
         return None
@@ -270,6 +281,7 @@ def _other_values(forecast: Forecast, profile: Profile) -> tuple[str, str] | Non
 def _other_signal(forecast: Forecast, profile: Profile) -> tuple[str, str] | None:
     """The first layer whose activation leaves its band: the cause lies in the forward pass or in the inputs."""
     rows: dict[str, LayerForecast] = {row.name: row for row in forecast.layers}
+    laws = _laws(forecast)
     for position, layer in enumerate(profile.layers):
         row, value = rows.get(layer.name), _measured(layer, "activation")
         if row is None or value is None or row.activation_rms_log10 is None:
@@ -283,6 +295,9 @@ def _other_signal(forecast: Forecast, profile: Profile) -> tuple[str, str] | Non
             f"The forward signal departs first at {layer.name} (rms 10^{value[0]:.2f}, forecast "
             f"10^{row.activation_rms_log10:.2f})."
         )
+        owned = {p.layer for p in profile.parameters if _off_law(p, laws.get(p.name, math.nan)) is not None}
+        if layer.name in owned:
+            return cause, "The values of its own parameters explain where the forward signal departs."
         if position == 0:
             return (
                 cause,

@@ -67,13 +67,9 @@ def build_comparison_document(comparison: Comparison, *, full: bool = False) -> 
 
 
 def _finding_blocks(finding: Finding) -> list[Block]:
-    lines = (
-        f"**Where:**{places(finding).removeprefix(' at')}",
-        f"**Evidence:** {evidence_text(finding.evidence)}.",
-        f"**Try:** {literal(finding.advice)}",
-    )
-    title = f"{finding.code} {finding.defect}, {finding.severity.value}"
-    return [Callout(literal(finding.cause), "warning", title), Bullets(lines)]
+    head = f"⚠ {finding.severity.value}: **{finding.code} {finding.defect}**{places(finding)}."
+    lines = (f"**Evidence:** {evidence_text(finding.evidence)}.", f"**Try:** {literal(finding.advice)}")
+    return [Paragraph(f"{head} {literal(finding.cause)}", "warning"), Bullets(lines)]
 
 
 def _errors_line(comparison: Comparison) -> Block:
