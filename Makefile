@@ -29,12 +29,19 @@ $(BIN)/python:
 	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# What the compiled statistics are made of. Installing compiles them; later only a change here does.
+KERNELS := $(wildcard src/headwater/stats/kernels/*.[ch]) scripts/build_kernels.py
+
+$(VENV)/.kernels: $(KERNELS) | $(BIN)/python
+	$(BIN)/python scripts/build_kernels.py
+	@touch $@
+
 # A stamp per set of packages; it is renewed when a requirement or a pin changes.
-$(VENV)/.installed-core: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-core: pyproject.toml constraints.txt | $(BIN)/python $(VENV)/.kernels
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python $(VENV)/.kernels
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,integration]'
 	@touch $@ $(VENV)/.installed-core
 
@@ -79,4 +86,4 @@ format: $(VENV)/.installed-all
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis headwater-demo.html
+	rm -rf $(VENV) src/headwater/stats/kernels/_moments.* out build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis headwater-demo.html

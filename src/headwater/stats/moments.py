@@ -1,9 +1,10 @@
 """Additive statistics of tensors, without overflow, underflow or a copy of the tensor.
 
-A tensor is read as rows of at most 65,536 elements. In main memory a row is summed in float32 (float64 for float64
-input), divided by a power of two where its fourth powers would leave the range; on an accelerator it is summed in
-float64 where there is one. Short rows and torch's pairwise ``sum`` keep the rounding error of a row near 1e-6. Rows are
-merged in double precision.
+In main memory compiled code reads a tensor once (:mod:`headwater.stats.kernels`). Where there is none, and on an
+accelerator, a tensor is read as rows of at most 65,536 elements by torch's own functions. In main memory a row is then
+summed in float32 (float64 for float64 input), divided by a power of two where its fourth powers would leave the range;
+on an accelerator it is summed in float64 where there is one. Short rows and torch's pairwise ``sum`` keep the rounding
+error of a row near 1e-6. Rows are merged in double precision.
 
 References:
     Higham, *The accuracy of floating point summation*, SIAM J. Sci. Comput. 1993 (pairwise summation).
@@ -21,11 +22,20 @@ import torch
 from torch import Tensor
 
 from headwater.records.statistics import Statistics
+from headwater.stats import kernels
 from headwater.stats.elements import as_computable, flat_view, implicit_zero_count, stored_pieces
 from headwater.stats.rows_on_accelerator import COLUMNS, has_float64, merged, rows_on_accelerator
 from headwater.stats.rows_on_host import rows_on_host
 
-__all__ = ["moment_row", "moment_rows", "statistics_from_rows", "summarize", "summarize_many", "table_of"]
+__all__ = [
+    "fused_table",
+    "moment_row",
+    "moment_rows",
+    "statistics_from_rows",
+    "summarize",
+    "summarize_many",
+    "table_of",
+]
 
 ROW = 65_536
 """Longest row, in elements: chosen by us; a float32 row and its temporary fit in a 512 KiB cache."""
@@ -51,7 +61,7 @@ def moment_rows(rows: Tensor) -> Tensor:
     if rows.numel() == 0:
         return torch.zeros((rows.shape[0], COLUMNS), dtype=torch.float64 if double else torch.float32).to(rows.device)
     if rows.device.type == "cpu":
-        return table_of(rows_on_host(rows))
+        return table_of(_records_of_rows(rows))
     return rows_on_accelerator(rows, double=double)
 
 
@@ -99,10 +109,12 @@ def statistics_from_rows(rows: Tensor) -> list[Statistics]:
     Returns:
         One record per row.
     """
-    return [Statistics(*map(int, row[:5]), *row[5:]) for row in rows.tolist()]
+    return [
+        Statistics(int(count), int(zeros), int(nan), int(inf), int(scale), *sums)
+        for count, zeros, nan, inf, scale, *sums in rows.tolist()
+    ]
 
 
-@torch.no_grad()
 def summarize(tensor: Tensor) -> Statistics:
     """Additive statistics of a tensor.
 
@@ -119,9 +131,46 @@ def summarize(tensor: Tensor) -> Statistics:
         >>> s.max_abs, s.zero_count, s.nan_count
         (4.0, 1, 1)
     """
-    if tensor.device.type == "cpu":
-        return _summarize_on_host(tensor)
+    if tensor.is_cpu:
+        return _fused(tensor) or _summarize_on_host(tensor)
     return statistics_from_rows(moment_row(tensor)[None])[0]
+
+
+def _fused(tensor: Tensor) -> Statistics | None:
+    """The statistics by compiled code, where there is some and it takes the tensor as it lies."""
+    compiled = kernels.load()
+    entry = None if compiled is None else kernels.entry(tensor)
+    if compiled is None or entry is None:
+        return None
+    count, zeros, nan, inf, scale, *sums = compiled.moments_of_one(entry)
+    return Statistics(int(count), int(zeros), int(nan), int(inf), int(scale), *sums)
+
+
+@torch.no_grad()
+def fused_table(tensors: Sequence[Tensor]) -> Tensor | None:
+    """:func:`~headwater.stats.moment_table` of tensors in main memory by compiled code.
+
+    Args:
+        tensors: of any shape, dtype and layout, in main memory.
+
+    Returns:
+        Shape (k, 11), or None where there is no compiled code. Tensors that it does not take as they lie are read
+        piece by piece.
+    """
+    compiled = kernels.load()
+    if compiled is None:
+        return None
+    entries: list[int] = []
+    others: list[int] = []
+    for index, tensor in enumerate(tensors):
+        entry = kernels.entry(tensor)
+        entries += entry or (0, 0, 0)
+        if entry is None:
+            others.append(index)
+    table = compiled.moments(entries)
+    if others:
+        table[others] = table_of([_summarize_on_host(tensors[index]) for index in others])
+    return table
 
 
 @torch.no_grad()
@@ -134,6 +183,10 @@ def summarize_many(tensors: Sequence[Tensor]) -> list[Statistics]:
     Returns:
         Their statistics, in order. One copy from each accelerator.
     """
+    if all(tensor.is_cpu for tensor in tensors):
+        table = fused_table(tensors)
+        if table is not None:
+            return statistics_from_rows(table)
     done: dict[int, Statistics] = {}
     waiting: dict[torch.device, tuple[list[int], list[Tensor]]] = defaultdict(lambda: ([], []))
     alike: dict[tuple[torch.device, torch.dtype, int], list[tuple[int, Tensor]]] = defaultdict(list)
@@ -191,14 +244,24 @@ def _rows(piece: Tensor) -> Iterator[Tensor]:
         yield piece[full:].view(1, -1)
 
 
+def _records_of_rows(rows: Tensor) -> list[Statistics]:
+    """Rows in main memory, by compiled code where there is some."""
+    table = fused_table(rows.unbind())
+    return rows_on_host(rows) if table is None else statistics_from_rows(table)
+
+
+@torch.no_grad()
 def _summarize_on_host(tensor: Tensor) -> Statistics:
+    """Piece by piece: any layout and dtype, with or without compiled code."""
     parts: list[Statistics] = []
     stored = 0
     for piece, repeats in stored_pieces(tensor, _BLOCK_ON_HOST):
         stored += piece.numel() * repeats
-        for rows in _rows(piece):
-            records = rows_on_host(rows)
-            parts += records if repeats == 1 else [_repeated_record(record, repeats) for record in records]
+        whole = _fused(piece)
+        for rows in _rows(piece) if whole is None else ():
+            parts += _repeated_records(rows_on_host(rows), repeats)
+        if whole is not None:
+            parts += _repeated_records([whole], repeats)
     implicit_zeros = implicit_zero_count(tensor, stored)
     if implicit_zeros:
         parts.append(_zeros(implicit_zeros))
@@ -213,6 +276,10 @@ def _repeated(table: Tensor, repeats: int) -> Tensor:
     """Rows of moments of elements that each occur ``repeats`` times: sums and counts grow, extremes do not."""
     factors = [float(repeats)] * 4 + [1.0] + [float(repeats)] * 4 + [1.0, 1.0]
     return table * torch.tensor(factors, dtype=table.dtype).to(table.device)
+
+
+def _repeated_records(records: list[Statistics], repeats: int) -> list[Statistics]:
+    return records if repeats == 1 else [_repeated_record(record, repeats) for record in records]
 
 
 def _repeated_record(record: Statistics, repeats: int) -> Statistics:

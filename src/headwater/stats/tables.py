@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
-from headwater.stats.moments import moment_row, summarize_many, table_of
+from headwater.stats import kernels
+from headwater.stats.moments import fused_table, moment_row, summarize_many, table_of
 from headwater.stats.rows_on_accelerator import COLUMNS
 
 __all__ = ["MomentPlan", "moment_table", "norm_table"]
@@ -16,13 +17,15 @@ __all__ = ["MomentPlan", "moment_table", "norm_table"]
 _NAN, _INF, _SCALE, _SUM, _DEVIATIONS = 2, 3, 4, 5, 7
 
 
-def _device_of(tensors: Sequence[Tensor]) -> torch.device:
+def _on_host(tensors: Sequence[Tensor]) -> bool:
+    if all(tensor.is_cpu for tensor in tensors):
+        return True
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         raise InputError(
             f"tensors on several devices ({', '.join(sorted(map(str, devices)))}); ask for one table per device"
         )
-    return devices.pop() if devices else torch.device("cpu")
+    return False
 
 
 @torch.no_grad()
@@ -40,8 +43,11 @@ def moment_table(tensors: Sequence[Tensor]) -> Tensor:
     Raises:
         InputError: the tensors are on several devices, or on the meta device.
     """
-    if _device_of(tensors).type == "cpu":
-        return table_of(summarize_many(tensors)) if tensors else torch.zeros((0, COLUMNS), dtype=torch.float64)
+    if not tensors:
+        return torch.zeros((0, COLUMNS), dtype=torch.float64, device="cpu")
+    if _on_host(tensors):
+        table = fused_table(tensors)
+        return table_of(summarize_many(tensors)) if table is None else table
     return torch.stack([moment_row(tensor) for tensor in tensors])
 
 
@@ -59,7 +65,20 @@ def norm_table(tensors: Sequence[Tensor]) -> Tensor:
     Raises:
         InputError: the tensors are on several devices, or on the meta device.
     """
-    return _norms(moment_table(tensors))
+    compiled = kernels.load() if tensors and _on_host(tensors) else None
+    if compiled is None:
+        return _norms(moment_table(tensors))
+    entries: list[int] = []
+    others: list[int] = []
+    for index, tensor in enumerate(tensors):
+        entry = kernels.entry(tensor)
+        entries += entry or (0, 0, 0)
+        if entry is None:
+            others.append(index)
+    table = compiled.norms(entries)
+    if others:
+        table[others] = _norms(moment_table([tensors[index] for index in others]))
+    return table
 
 
 def _norms(table: Tensor) -> Tensor:
