@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from headwater._predict import predict
     from headwater._prescribe import prescribe
     from headwater.detectors import DEFAULT_DETECTORS, Detector
+    from headwater.detectors.over_time import DEFAULT_ALERTS
     from headwater.theory import critical_init, gain
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT_ALERTS",
     "DEFAULT_DETECTORS",
     "Detector",
     "Diagnosis",
@@ -44,6 +46,7 @@ __all__ = [
 
 # What needs torch is imported when it is first used, so that `headwater --help` answers at once.
 _LAZY = {
+    "DEFAULT_ALERTS": "headwater.detectors.over_time",
     "DEFAULT_DETECTORS": "headwater.detectors",
     "Detector": "headwater.detectors",
     "critical_init": "headwater.theory",

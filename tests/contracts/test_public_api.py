@@ -11,7 +11,7 @@ CONTRACT = {
     "measure", "diagnose", "predict", "prescribe", "watch", "sweep",
     "explain_init", "gain", "critical_init", "init", "testing", "open_run", "Grid",
     "Profile", "Statistics", "LayerProfile", "ParameterProfile", "InitializationReport",
-    "Diagnosis", "Finding", "Severity", "Verdict", "Forecast", "Detector", "DEFAULT_DETECTORS",
+    "Diagnosis", "Finding", "Severity", "Verdict", "Forecast", "Detector", "DEFAULT_DETECTORS", "DEFAULT_ALERTS",
     "HeadwaterError",
 }  # fmt: skip
 LIMIT = 25  # names, as the house rules have it
