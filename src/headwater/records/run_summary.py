@@ -1,0 +1,358 @@
+"""A recorded run in short: what a report says first, a page's numbers without its pictures, JSON for programs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from headwater.records.finding import Finding, Severity
+from headwater.records.profile import ParameterRole
+from headwater.records.run import RecordedStep, RunSource, StatisticMatrix
+from headwater.records.saved import Saved
+from headwater.records.step import Quantity, RunEvent, WatchedTensor
+
+__all__ = [
+    "WEIGHT_ROLES",
+    "CoursePoint",
+    "RunOverhead",
+    "RunSummary",
+    "Spike",
+    "WatchedWeight",
+    "is_finished",
+    "observed_log10",
+    "rms_matrix",
+    "summarize_run",
+    "weights_first",
+]
+
+WEIGHT_ROLES: tuple[ParameterRole, ...] = ("weight", "recurrent", "attention", "embedding")
+"""Roles that a picture of depth shows; biases and gains of normalization are other populations (R23)."""
+# Chosen by us: what stays readable as JSON, and enough for a line of blocks in a terminal.
+_COURSE_POINTS = 200
+_TREND_POINTS = 24
+_EVENTS = 200
+_CONTRIBUTORS = 10
+_SPIKES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOverhead:
+    """What watching cost.
+
+    Attributes:
+        seconds: spent on it in the training thread; None when the run does not say.
+        share: of the training time, 0 to 1; None when the run does not say.
+        bytes: written or held; None when the run does not say.
+    """
+
+    seconds: float | None = None
+    share: float | None = None
+    bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoursePoint:
+    """One moment of a run, of at most 200.
+
+    Attributes:
+        step: the optimizer step.
+        loss: when given.
+        gradient_norm_log10: log10 of the l2 norm of the whole gradient before clipping.
+        learning_rate: of the optimizer's first group.
+    """
+
+    step: int
+    loss: float | None = None
+    gradient_norm_log10: float | None = None
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedWeight:
+    """One parameter over the whole run.
+
+    Attributes:
+        name: of the parameter.
+        type: class of the module that owns it.
+        shape: of the parameter.
+        first_log10: log10 rms of its gradient when it was first observed; -inf for exactly zero, None for never.
+        last_log10: likewise, when it was last observed.
+        trend_log10: likewise, at most 24 values evenly over the run.
+        update_ratio: median of ‖Δw‖/‖w‖ over the run; None when it was not recorded.
+    """
+
+    name: str
+    type: str = ""
+    shape: tuple[int, ...] = ()
+    first_log10: float | None = None
+    last_log10: float | None = None
+    trend_log10: tuple[float | None, ...] = ()
+    update_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spike:
+    """Who made a step's gradient large.
+
+    Attributes:
+        step: at which a spike was found.
+        contributors: parameter and its share of the squared norm of the whole gradient, largest first, at most 10.
+    """
+
+    step: int
+    contributors: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary(Saved):
+    """A recorded run in short.
+
+    Attributes:
+        name: what the run is called.
+        model_type: class of the model.
+        groups: names of the model/optimizer pairs.
+        first_step: that was recorded; None for a run without one.
+        last_step: likewise.
+        recorded_steps: how many.
+        skipped_steps: how many of them the optimizer did not take.
+        finished: whether watching ended; False while the run goes on, or when it was killed.
+        seconds: from the beginning of watching to the last recorded step.
+        findings: by step, the earliest first.
+        events: at most 200, in order.
+        event_count: how many there were.
+        weights: parameters in execution order (weights alone, unless there are none).
+        course: loss and gradient norm, at most 200 moments.
+        spikes: top contributors at the steps at which a spike was found, at most 8.
+        overhead: what watching cost.
+        observed: trainable parameters whose gradient was recorded at the last step.
+        trainable: trainable parameters.
+        missing: name to reason, for parameters without a gradient at the last step.
+        torch_version: of the run.
+        headwater_version: of the run.
+        device: of the run.
+    """
+
+    SCHEMA: ClassVar[str] = "headwater.run_summary"
+
+    name: str
+    model_type: str = ""
+    groups: tuple[str, ...] = ("",)
+    first_step: int | None = None
+    last_step: int | None = None
+    recorded_steps: int = 0
+    skipped_steps: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    findings: tuple[Finding, ...] = ()
+    events: tuple[RunEvent, ...] = ()
+    event_count: int = 0
+    weights: tuple[WatchedWeight, ...] = ()
+    course: tuple[CoursePoint, ...] = ()
+    spikes: tuple[Spike, ...] = ()
+    overhead: RunOverhead = RunOverhead()
+    observed: int = 0
+    trainable: int = 0
+    missing: Mapping[str, str] = field(default_factory=dict)
+    torch_version: str = ""
+    headwater_version: str = ""
+    device: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether no finding is critical."""
+        return all(finding.severity is not Severity.CRITICAL for finding in self.findings)
+
+    @property
+    def first_finding(self) -> Finding | None:
+        """The earliest critical finding, else the earliest warning; None for a run without either."""
+        for severity in (Severity.CRITICAL, Severity.WARNING):
+            for finding in self.findings:
+                if finding.severity is severity:
+                    return finding
+        return None
+
+
+def observed_log10(value: float | None) -> float | None:
+    """log10 of a statistic that is never negative.
+
+    Args:
+        value: such as an rms; None when it was not observed.
+
+    Returns:
+        -inf for an exact zero, NaN for NaN or infinity, None for None.
+
+    Example:
+        >>> observed_log10(1e-3), observed_log10(0.0), observed_log10(None)
+        (-3.0, -inf, None)
+    """
+    if value is None:
+        return None
+    if not math.isfinite(value):
+        return math.nan
+    return math.log10(value) if value > 0.0 else -math.inf
+
+
+def summarize_run(run: RunSource) -> RunSummary:
+    """Read the summary of a run.
+
+    Args:
+        run: from ``headwater.open_run``.
+
+    Returns:
+        The summary; its size does not grow with the length of the run.
+    """
+    steps = run.recorded_steps()
+    metadata = run.metadata
+    taken = [row for row in steps if row.skipped is None] or list(steps)
+    coverage = [run.profile(row.step, row.group).coverage for row in _last_of_each_group(taken)]
+    missing: dict[str, str] = {}
+    for one in coverage:
+        missing.update(one.missing)
+    events = run.events
+    findings = tuple(sorted(run.findings, key=lambda f: (f.step is None, f.step or 0, -f.severity.rank)))
+    return RunSummary(
+        name=run.name,
+        model_type=str(metadata.get("model_type", "")),
+        groups=run.groups,
+        first_step=steps[0].step if steps else None,
+        last_step=max((row.step for row in steps), default=None),
+        recorded_steps=len(run.steps),
+        skipped_steps=len({row.step for row in steps if row.skipped is not None}),
+        finished=is_finished(events),
+        seconds=max((row.elapsed_seconds for row in steps), default=0.0),
+        findings=findings,
+        events=tuple(events[:_EVENTS]),
+        event_count=len(events),
+        weights=_weights(run) if steps else (),
+        course=_course(steps),
+        spikes=_spikes(run, findings),
+        overhead=_overhead(metadata.get("overhead")),
+        observed=sum(one.observed for one in coverage),
+        trainable=sum(one.trainable for one in coverage),
+        missing=missing,
+        torch_version=str(metadata.get("torch_version", "")),
+        headwater_version=str(metadata.get("headwater_version", "")),
+        device=str(metadata.get("device", "")),
+    )
+
+
+def is_finished(events: Iterable[RunEvent]) -> bool:
+    """Whether watching has ended.
+
+    Args:
+        events: of the run.
+
+    Returns:
+        True when the last word on it is ``detached``, and no ``attached`` or ``resumed`` came after.
+    """
+    kinds = [event.kind for event in events if event.kind in ("attached", "resumed", "detached")]
+    return bool(kinds) and kinds[-1] == "detached"
+
+
+def _last_of_each_group(steps: Sequence[RecordedStep]) -> list[RecordedStep]:
+    return list({row.group: row for row in steps}.values())
+
+
+def _overhead(found: Any) -> RunOverhead:
+    if not isinstance(found, Mapping):
+        return RunOverhead()
+    known = {k: float(v) for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return RunOverhead(seconds=known.get("seconds"), share=known.get("share"), bytes=known.get("bytes"))
+
+
+def _course(steps: Sequence[RecordedStep]) -> tuple[CoursePoint, ...]:
+    """Evenly chosen rows of the first group, the first and the last among them."""
+    rows = [row for row in steps if row.group == steps[0].group]
+    count = min(len(rows), _COURSE_POINTS)
+    chosen = sorted({round(i * (len(rows) - 1) / max(1, count - 1)) for i in range(count)})
+    return tuple(
+        CoursePoint(
+            step=rows[i].step,
+            loss=rows[i].loss,
+            gradient_norm_log10=rows[i].gradient_norm_log10,
+            learning_rate=rows[i].learning_rate,
+        )
+        for i in chosen
+    )
+
+
+def weights_first(tensors: Iterable[WatchedTensor]) -> list[WatchedTensor]:
+    """The parameters that a picture of depth shows.
+
+    Args:
+        tensors: parameters in order.
+
+    Returns:
+        Those of the roles :data:`WEIGHT_ROLES`; all of them when there is none.
+    """
+    everything = [tensor for tensor in tensors if tensor.kind == "parameter"]
+    return [tensor for tensor in everything if tensor.role in WEIGHT_ROLES] or everything
+
+
+def rms_matrix(run: RunSource, quantity: Quantity, max_columns: int) -> StatisticMatrix:
+    """Read an rms over the run, worked out from the l2 norm where a run recorded the norms alone.
+
+    Args:
+        run: the run.
+        quantity: ``gradient``, ``activation``, ``output_gradient`` or ``value``.
+        max_columns: of the matrix.
+
+    Returns:
+        The matrix; of parameters, only those of :func:`weights_first`.
+    """
+    of_layers = quantity in ("activation", "output_gradient")
+    names = None if of_layers else [tensor.name for tensor in weights_first(run.tensors)]
+    found = run.matrix(quantity, "rms", tensors=names, max_columns=max_columns)
+    if any(value is not None for row in found.values for value in row):
+        return found
+    norms = run.matrix(quantity, "l2_norm", tensors=names, max_columns=max_columns)
+    values = tuple(
+        tuple(None if v is None else v / math.sqrt(max(1, math.prod(tensor.shape))) for v in row)
+        for tensor, row in zip(norms.tensors, norms.values, strict=True)
+    )
+    return StatisticMatrix(tensors=norms.tensors, steps=norms.steps, values=values, stride=norms.stride)
+
+
+def _weights(run: RunSource) -> tuple[WatchedWeight, ...]:
+    gradients = rms_matrix(run, "gradient", _COURSE_POINTS)
+    names = [tensor.name for tensor in gradients.tensors]
+    updates = run.matrix("update", "update_ratio", tensors=names, max_columns=_COURSE_POINTS)
+    ratios = {t.name: row for t, row in zip(updates.tensors, updates.values, strict=True)}
+    weights = []
+    for tensor, row in zip(gradients.tensors, gradients.values, strict=True):
+        logs = [observed_log10(value) for value in row]
+        seen = [value for value in logs if value is not None]
+        known = [v for v in ratios.get(tensor.name, ()) if v is not None and math.isfinite(v)]
+        weights.append(
+            WatchedWeight(
+                name=tensor.name,
+                type=tensor.type,
+                shape=tensor.shape,
+                first_log10=seen[0] if seen else None,
+                last_log10=seen[-1] if seen else None,
+                trend_log10=_evenly(logs, _TREND_POINTS),
+                update_ratio=statistics.median(known) if known else None,
+            )
+        )
+    return tuple(weights)
+
+
+def _evenly(values: Sequence[float | None], count: int) -> tuple[float | None, ...]:
+    if len(values) <= count:
+        return tuple(values)
+    return tuple(values[round(i * (len(values) - 1) / (count - 1))] for i in range(count))
+
+
+def _spikes(run: RunSource, findings: Iterable[Finding]) -> tuple[Spike, ...]:
+    """Top contributors at the steps of findings whose defect is a spike or an explosion."""
+    recorded = set(run.steps)
+    found = [f.step for f in findings if "spike" in f.defect.lower() and f.step in recorded]
+    spikes = []
+    for step in list(dict.fromkeys(step for step in found if step is not None))[:_SPIKES]:
+        shares = [pair for group in run.groups for pair in run.top_contributors(step, group)]
+        if shares:
+            spikes.append(Spike(step=step, contributors=tuple(sorted(shares, key=lambda p: -p[1])[:_CONTRIBUTORS])))
+    return tuple(spikes)
