@@ -21,13 +21,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["COMPILED", "SOURCES", "KernelStatus", "Kernels", "entry", "load", "source_digest", "status"]
+__all__ = [
+    "COMPILED",
+    "SOURCES",
+    "TARGETS",
+    "KernelStatus",
+    "Kernels",
+    "entry",
+    "forget",
+    "load",
+    "source_digest",
+    "status",
+]
 
 HERE = Path(__file__).parent
 COMPILED = HERE / "_moments.so"
 SOURCES = ("moments.c", "moments_targets.h", "moments_lanes.h", "units.h")
 
-_TARGETS = ("baseline", "avx2", "avx512")
+TARGETS = ("baseline", "avx2", "avx512")
+"""Instruction sets, the plainest first; the others exist on x86-64."""
 
 # Dtypes as moments.c numbers them, and how many real numbers an element holds.
 _CODES = {
@@ -89,10 +101,10 @@ class Kernels:
         library.headwater_source.restype = ctypes.c_char_p
         self.source: str = library.headwater_source().decode()
         best: int = library.headwater_best_target()
-        number = best if target is None else _TARGETS.index(target)
+        number = best if target is None else TARGETS.index(target)
         if number > best:
-            raise ValueError(f"this processor has no {target}; its best is {_TARGETS[best]}")
-        self.target = _TARGETS[number]
+            raise ValueError(f"this processor has no {target}; its best is {TARGETS[best]}")
+        self.target = TARGETS[number]
         self._number = number
 
     def moments(self, entries: Sequence[int]) -> Tensor:
@@ -224,13 +236,13 @@ def _open() -> tuple[Kernels | None, KernelStatus]:
     wish = os.environ.get("HEADWATER_KERNELS", "")
     if wish == "0":
         return None, KernelStatus(False, None, "HEADWATER_KERNELS=0 is set")
-    if wish not in ("", "1", *_TARGETS):
-        known = ", ".join(("0", "1", *_TARGETS))
+    if wish not in ("", "1", *TARGETS):
+        known = ", ".join(("0", "1", *TARGETS))
         return None, KernelStatus(False, None, f"HEADWATER_KERNELS={wish} is none of {known}")
     if not COMPILED.is_file():
         return None, KernelStatus(False, None, "there was no C compiler when the package was built")
     try:
-        kernels = Kernels(COMPILED, wish if wish in _TARGETS else None)
+        kernels = Kernels(COMPILED, wish if wish in TARGETS else None)
     except (OSError, AttributeError, ValueError) as error:
         return None, KernelStatus(False, None, f"the compiled file cannot be used ({error})")
     digest = source_digest()
@@ -262,3 +274,8 @@ def status() -> KernelStatus:
         True
     """
     return _opened()[1]
+
+
+def forget() -> None:
+    """Look for the compiled file and at ``HEADWATER_KERNELS`` again when they are next needed."""
+    _opened.cache_clear()
