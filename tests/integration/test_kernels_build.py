@@ -28,7 +28,7 @@ def build() -> ModuleType:
 
 def test_the_build_and_the_loader_mean_the_same_sources(build: ModuleType) -> None:
     assert build.SOURCES == kernels.SOURCES
-    assert build.COMPILED == kernels.COMPILED.name
+    assert kernels.COMPILED.name == build.COMPILED
     assert (SCRIPT.parents[1] / build.FOLDER).resolve() == SOURCES.resolve()
     assert {p.name for p in SOURCES.iterdir() if p.suffix in (".c", ".h")} == set(kernels.SOURCES)
 
