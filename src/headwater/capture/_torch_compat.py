@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode as OperationMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "OperationMode",
@@ -16,6 +18,7 @@ __all__ = [
     "hooks_after_accumulation_silenced",
     "is_recomputing_node",
     "nested_backwards",
+    "operations_unseen",
     "sequence_number",
     "truncated_normal_on_meta",
 ]
@@ -77,6 +80,15 @@ def nested_backwards() -> Iterator[list[list[Any]]]:
         torch.autograd.backward = original
 
 
+def operations_unseen() -> Any:
+    """A context in which no dispatch mode sees what is computed: headwater's own arithmetic is not the model's.
+
+    Returns:
+        A context manager.
+    """
+    return _disable_current_modes()
+
+
 def functions_unseen() -> Any:
     """A context in which no ``TorchFunctionMode`` sees what is called: headwater's own arithmetic is not the model's.
 
@@ -116,7 +128,7 @@ def truncated_normal_on_meta(record: Callable[[torch.Tensor, float, float, float
         torch.nn.init._no_grad_trunc_normal_ = original
 
 
-def memory_key(tensor: torch.Tensor) -> tuple[int, tuple[Any, ...]]:
+def memory_key(tensor: torch.Tensor) -> tuple[int, tuple[int, tuple[int, ...], tuple[int, ...]]]:
     """Identity of a tensor's memory, and of its layout in it.
 
     A tensor that autograd saved comes back as another Python object over the same memory, also on the meta device,
@@ -128,7 +140,7 @@ def memory_key(tensor: torch.Tensor) -> tuple[int, tuple[Any, ...]]:
     Returns:
         The memory (unique while something refers to it) and the layout.
     """
-    layout = (tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+    layout = (int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
     return int(tensor.untyped_storage()._cdata), layout
 
 
@@ -154,3 +166,60 @@ def hooks_after_accumulation_silenced(tensors: Sequence[torch.Tensor]) -> Iterat
     finally:
         for hooks, content in kept:
             hooks.update(content)
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a backward: checkpoints recompute there, some optimizers step there."""
+    return int(torch._C._current_graph_task_id()) != -1
+
+
+class _Requeued:
+    """Runs a function after every callback that was queued before it ran first: after DDP's and FSDP's own."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+
+    def __call__(self) -> None:
+        torch.autograd.Variable._execution_engine.queue_callback(self.function)
+
+
+def at_end_of_backward(function: Callable[[], object]) -> None:
+    """Run a function once the backward now in progress is over, wrappers' own reductions included.
+
+    Only to be called from a hook during a backward. The function runs on the streams of the backward's caller.
+
+    Args:
+        function: without arguments; what it raises comes out of ``backward()``.
+    """
+    torch.autograd.Variable._execution_engine.queue_callback(_Requeued(function))
+
+
+def scale_tensor(scaler: Any) -> torch.Tensor | None:
+    """The loss scale of a GradScaler without a host synchronisation (``get_scale()`` makes one).
+
+    Args:
+        scaler: a ``torch.amp.GradScaler``.
+
+    Returns:
+        A tensor that the scaler changes in place; None before its first use, or for a scaler without one.
+    """
+    found = getattr(scaler, "_scale", None)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether a module is the result of ``torch.compile``, or had its ``compile()`` called: hooks do not fire in it.
+
+    Args:
+        module: any module; its children are not looked at.
+
+    Returns:
+        True for a compiled one.
+    """
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return True
+    # Where nothing was compiled, torch._dynamo is not loaded, and loading it costs seconds.
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    return frames is not None and isinstance(module, frames.OptimizedModule)

@@ -7,7 +7,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +21,14 @@ from headwater.capture.loss_run import LossRun
 from headwater.capture.names import ROOT, clean_names
 from headwater.capture.parameters import NamedParameter, list_parameters
 from headwater.capture.recorder import Call, Recorder, Row
+from headwater.capture.recurrent_on_meta import PredictedTimes, StateOverTime, gate_laws, recurrences_followed
 from headwater.capture.session import _Naming, _owners, _scalar
 from headwater.capture.tensors import tensors_in
 from headwater.capture.trunk import Trunk, find_trunk
 from headwater.errors import NothingObservedError
 from headwater.records import LayerKind, Statistics
 from headwater.records.profile import LossSource, TrunkKind
-from headwater.theory.forecast import Engine, Known, Law, Signal, Source, axes_of_shape
+from headwater.theory.forecast import SAMPLES_ALONG_TIME, Engine, Known, Law, Signal, Source, axes_of_shape
 
 __all__ = ["Moments", "PredictedLayer", "PredictedParameter", "Prediction", "predict_run"]
 
@@ -102,7 +103,11 @@ class Prediction:
     batch_size: int | None
     model_type: str
     dtype: str
+    times: dict[str, list[StateOverTime]] = field(default_factory=dict)
     assumptions: list[str] = field(default_factory=list)
+
+
+_VIEWS_IN_PLACE = {"transpose_", "t_", "squeeze_", "unsqueeze_"}
 
 
 class _Following(OperationMode):
@@ -121,11 +126,24 @@ class _Following(OperationMode):
         if self.paused:
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        if name in _VIEWS_IN_PLACE:  # what is known of the tensor is known under its layout before
+            self.paused = True
+            try:
+                before = args[0].detach()
+            finally:
+                self.paused = False
+            result = func(*args, **kwargs)
+            self._follow(name.rstrip("_"), (before, *args[1:]), kwargs, result, func)
+            return result
         if name == "_local_scalar_dense":
             known = self.engine.look_up(args[0])
             if isinstance(known, Known):
                 return known.value.item()
         result = func(*args, **kwargs)
+        self._follow(name, args, kwargs, result, func)
+        return result
+
+    def _follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, func: Any) -> None:
         self.operations += 1
         first = next((t for t in _flat(result)), None)
         if first is not None and first.is_meta:
@@ -134,7 +152,6 @@ class _Following(OperationMode):
                 self.engine.apply(name, args, kwargs, result, func)
             finally:
                 self.paused = False
-        return result
 
 
 def _flat(value: Any) -> Iterator[Tensor]:
@@ -165,14 +182,17 @@ class _MomentRecorder(Recorder):
                 self._by_node[row.node, row.output_number] = row
             found = self.gradients.setdefault(id(row), [])
 
-            def arrived(gradient: Tensor) -> None:
-                if self.phase == "backward":
+            def arrived(gradient: Tensor | None) -> None:
+                if self.phase == "backward" and gradient is not None:
                     found.append(self.engine.look_up(gradient))
 
             self._handles.append(tensor.register_hook(arrived))
         else:
             self._by_identity[id(tensor)] = (weakref.ref(tensor), tensor._version, row)
         return row
+
+    def _watch_recurrent(self, call: Any, output: Any) -> None:
+        pass  # the engine follows the gradient over time
 
     def _rms_log10(self, call: Call, source: Tensor) -> float | None:
         return None
@@ -329,10 +349,13 @@ def _on_meta(model: nn.Module, engine: Engine) -> nn.Module:
     """A twin of a materialised model without values; what they were is told to the engine."""
     memo: dict[int, Any] = {}
     found: list[tuple[Tensor, Law | Known]] = []
+    by_gate: dict[int, Law] = {}
+    for module in model.modules():
+        by_gate |= gate_laws(module, _law_of_values)
     for p in model.parameters():
         twin = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         memo[id(p)] = twin
-        found.append((twin, _law_of_values(p)))
+        found.append((twin, by_gate.get(id(p)) or _law_of_values(p)))
     for b in model.buffers():
         twin_buffer = torch.empty_like(b, device="meta")
         memo[id(b)] = twin_buffer
@@ -349,11 +372,14 @@ def _on_meta(model: nn.Module, engine: Engine) -> nn.Module:
     return twin_model
 
 
-def _input_twins(value: Any, engine: Engine, batch_dimension: int, moments: tuple[float, float]) -> Any:
+def _input_twins(
+    value: Any, engine: Engine, batch_dimension: int, moments: tuple[float, float], always: bool = False
+) -> Any:
     if isinstance(value, Tensor):
         shape = value.shape
         kinds: list[Any] = ["unknown"] * len(shape)
-        dimension = batch_dimension if len(shape) >= 3 and value.is_floating_point() else 0
+        sequence = len(shape) >= 2 if always else len(shape) >= 3 and value.is_floating_point()
+        dimension = batch_dimension if sequence else 0
         if len(shape) > 0:
             kinds[dimension] = "sample"
         axes = axes_of_shape(shape, kinds)
@@ -364,11 +390,11 @@ def _input_twins(value: Any, engine: Engine, batch_dimension: int, moments: tupl
             engine.remember(twin, Known(axes, value.detach().cpu()))
         return twin
     if isinstance(value, Mapping):
-        return type(value)({k: _input_twins(v, engine, batch_dimension, moments) for k, v in value.items()})  # type: ignore[call-arg]
+        return type(value)({k: _input_twins(v, engine, batch_dimension, moments, always) for k, v in value.items()})  # type: ignore[call-arg]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_input_twins(v, engine, batch_dimension, moments) for v in value))
+        return type(value)(*(_input_twins(v, engine, batch_dimension, moments, always) for v in value))
     if isinstance(value, list | tuple):
-        return type(value)(_input_twins(v, engine, batch_dimension, moments) for v in value)
+        return type(value)(_input_twins(v, engine, batch_dimension, moments, always) for v in value)
     return value
 
 
@@ -409,6 +435,22 @@ def predict_run(
     Raises:
         NothingObservedError: the loss depends on no trainable parameter.
     """
+    prediction = _predict_run(model, inputs, targets, loss_fn, input_moments, None)
+    if isinstance(prediction, int):  # a recurrence runs along what was taken for samples
+        prediction = _predict_run(model, inputs, targets, loss_fn, input_moments, prediction)
+    assert isinstance(prediction, Prediction)
+    return prediction
+
+
+def _predict_run(
+    model: nn.Module | Callable[[], nn.Module],
+    inputs: Any,
+    targets: Any,
+    loss_fn: Callable[..., Tensor] | None,
+    input_moments: tuple[float, float],
+    samples_along: int | None,
+) -> Prediction | int:
+    """The run; or, where a recurrence runs along what was taken for samples, the dimension to take instead."""
     engine = Engine(memory_key)
     mode = _Following(engine)
     if isinstance(model, nn.Module):
@@ -418,20 +460,26 @@ def predict_run(
             with torch.device("meta"):
                 twin = model()
             _initialise_late(twin)
-    if callable(inputs):
-        inputs = inputs(twin)
     first = next((t for _, t in tensors_in(inputs)), None)
-    batch_dimension = _batch_dimension(twin)
-    dimension = batch_dimension if first is not None and first.dim() >= 3 and first.is_floating_point() else 0
+    if samples_along is None:
+        batch_dimension = _batch_dimension(twin)
+        dimension = batch_dimension if first is not None and first.dim() >= 3 and first.is_floating_point() else 0
+    else:
+        batch_dimension = dimension = samples_along
     engine.samples = first.shape[dimension] if first is not None and first.dim() > 0 else 1
-    meta_inputs = _input_twins(inputs, engine, batch_dimension, input_moments)
+    meta_inputs = _input_twins(inputs, engine, batch_dimension, input_moments, samples_along is not None)
     meta_targets = _input_twins(targets, engine, batch_dimension, input_moments)
     run = LossRun(meta_inputs, meta_targets, loss_fn, None)
     names = clean_names(twin)
     recorder = _MomentRecorder(names, engine.samples, engine)
-    with sdpa_kernel(SDPBackend.MATH), _quiet(), torch.enable_grad(), mode, recorder.attached():
+    with ExitStack() as stack:
+        for context in (sdpa_kernel(SDPBackend.MATH), _quiet(), torch.enable_grad(), mode, recorder.attached()):
+            stack.enter_context(context)
+        times = stack.enter_context(recurrences_followed(twin, engine))
         with recorder.functions():
             loss = _scalar(run(twin))
+        if samples_along is None and engine.notes.get(SAMPLES_ALONG_TIME):
+            return 1 - dimension
         parameters = list_parameters(names)
         trainable = {id(p.tensor): p.tensor for p in parameters if p.tensor.requires_grad}
         graph = walk([loss.grad_fn])
@@ -457,10 +505,23 @@ def predict_run(
         batch_size=run.batch_size,
         model_type=type(twin).__name__,
         dtype="float32" if floating is None else str(floating.dtype).removeprefix("torch."),
+        times=_times(recorder, naming, times),
+        assumptions=times.assumptions(lambda module: names[module][0]),
     )
 
 
 # -------------------------------------------------------------------- rows
+
+
+def _times(recorder: Recorder, naming: _Naming, times: PredictedTimes) -> dict[str, list[StateOverTime]]:
+    """By name of the row, as ``TimeProfile.layer``."""
+    found: dict[str, list[StateOverTime]] = {}
+    for row in recorder.rows:
+        if isinstance(row.call.module, nn.RNNBase | nn.RNNCellBase) and row.path in ("", "[0]"):
+            states = times.of(row.call.module, row.call.index)
+            if states:
+                found[naming.of_row(row)] = states
+    return found
 
 
 def _layers(

@@ -3,11 +3,13 @@
 from headwater.theory.forecast import rules as _rules
 from headwater.theory.forecast.axes import Atom, Axes, NoRuleError, axes_of_shape
 from headwater.theory.forecast.engine import RULES, Call, Engine, rule
+from headwater.theory.forecast.rules.recurrent import SAMPLES_ALONG_TIME, Recurrence
 from headwater.theory.forecast.signals import Known, Law, Signal, Source
 from headwater.theory.forecast.stats import Stats
 
 __all__ = [
     "RULES",
+    "SAMPLES_ALONG_TIME",
     "Atom",
     "Axes",
     "Call",
@@ -15,6 +17,7 @@ __all__ = [
     "Known",
     "Law",
     "NoRuleError",
+    "Recurrence",
     "Signal",
     "Source",
     "Stats",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -68,6 +69,8 @@ class Call:
         return found
 
 
+Layout: TypeAlias = "tuple[int, tuple[int, ...], tuple[int, ...]]"
+"""Offset, shape and stride of a view of a memory."""
 Result: TypeAlias = "Thing | Sequence[Thing | None] | None"
 Rule: TypeAlias = Callable[[Call], Result]
 RULES: dict[str, Rule] = {}
@@ -118,12 +121,12 @@ class Engine:
         samples: B.
     """
 
-    def __init__(self, key: Callable[[Tensor], tuple[Hashable, Hashable]], samples: int = 1) -> None:
+    def __init__(self, key: Callable[[Tensor], tuple[Hashable, Layout]], samples: int = 1) -> None:
         self.key = key
         self.samples = samples
         self.unruled: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
-        self._things: dict[Hashable, dict[Hashable, Thing | Source]] = {}
+        self._things: dict[Hashable, dict[Layout, Thing | Source]] = {}
         self._alive: list[Tensor] = []
         self.notes: dict[Hashable, Any] = {}
 
@@ -139,8 +142,14 @@ class Engine:
         views = self._things.get(memory, {})
         if layout not in views:
             # A view made out of sight: of independent elements every view has the same law.
-            law = next((t for t in views.values() if isinstance(t, Law)), None)
-            return None if law is None else Law(axes_of_shape(tensor.shape), law.mean, law.variance)
+            laws = [(math.prod(place[1]), place, t) for place, t in views.items() if isinstance(t, Law)]
+            if not laws:
+                return None
+            _, whole, law = max(laws, key=lambda entry: entry[0])
+            if law.pieces and (shares := _shares(whole, layout)) is not None:
+                return Law(axes_of_shape(tensor.shape), *law.part(*shares))
+            pieces = law.pieces if math.prod(whole[1]) == tensor.numel() and tensor.is_contiguous() else ()
+            return Law(axes_of_shape(tensor.shape), law.mean, law.variance, pieces)
         return views[layout]
 
     def remember(self, tensor: Tensor, thing: Thing | Source, *, overwrite: bool = False) -> None:
@@ -156,23 +165,25 @@ class Engine:
         if not known:
             self._alive.append(tensor)  # its memory is not handed out again while it is remembered
         if overwrite and known:
-            share = tensor.numel() * tensor.element_size() / max(1, tensor.untyped_storage().nbytes())
-            if (share < 1.0 and layout not in known) or (share < 1.0 and len(known) > 1):
-                thing = self._partly_written(known, thing, share)
-            known.clear()
+            for place in [p for p in known if p != layout and _overlap(p, layout)]:
+                held = known.pop(place)
+                shares = _shares(place, layout)
+                if not isinstance(held, Law) or math.prod(place[1]) <= math.prod(layout[1]):
+                    continue
+                # Part of a memory of independent elements was overwritten: a padding row, the bias of one gate.
+                if isinstance(thing, Law) and shares is not None:
+                    start, stop = shares
+                    new = [*held.parts(0.0, start), (stop - start, thing.mean, thing.variance), *held.parts(stop, 1.0)]
+                    known[place] = Law.of_pieces(held.axes, new)
+                elif isinstance(thing, Law):
+                    share = tensor.numel() / math.prod(place[1])
+                    both = Law.of_pieces(
+                        (), [(1.0 - share, held.mean, held.variance), (share, thing.mean, thing.variance)]
+                    )
+                    known[place] = Law(held.axes, both.mean, both.variance)
+                else:
+                    known[place] = Source("a write into part of a tensor")
         known[layout] = thing
-
-    @staticmethod
-    def _partly_written(
-        known: Mapping[Hashable, Thing | Source], thing: Thing | Source, share: float
-    ) -> Thing | Source:
-        """Part of a memory of independent elements was overwritten (a padding row): the law is a mixture."""
-        before = next((t for t in known.values() if isinstance(t, Law)), None)
-        if before is None or not isinstance(thing, Law):
-            return Source("a write into part of a tensor")
-        mean = (1.0 - share) * before.mean + share * thing.mean
-        square = (1.0 - share) * before.square + share * thing.square
-        return Law(thing.axes, mean, square - mean**2)
 
     def dense(self, positions: int, pixels: bool = False) -> bool:
         """Whether that many positions get statistics of their own."""
@@ -196,7 +207,7 @@ class Engine:
         in_place = name.endswith("_") and not name.endswith("__")
         bare = name.rstrip("_") if in_place else name
         inputs = [self.look_up(t) for t in _tensors((args, tuple(kwargs.values()))) if isinstance(t, Tensor)]
-        constant = all(isinstance(t, Known) for t in inputs) and bare not in _RANDOM
+        constant = function is not None and bare not in _RANDOM and all(isinstance(t, Known) for t in inputs)
         if constant and self._computed(bare, args, kwargs, outputs, function, in_place):
             return
         lost = next((t for t in inputs if isinstance(t, Source)), None)
@@ -256,6 +267,42 @@ class Engine:
                 axes = _inherited(value, given)
             self.remember(tensor, Known(axes, value), overwrite=in_place)
         return True
+
+
+def _overlap(first: Layout, second: Layout) -> bool:
+    """Whether two views (offset, shape, stride) of one memory may share an element."""
+    (a, shape, stride), (b, other, other_stride) = first, second
+    if shape != other or stride != other_stride:
+        end = a + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+        other_end = b + sum((n - 1) * s for n, s in zip(other, other_stride, strict=True))
+        return a <= other_end and b <= end
+    # Chunks of one tensor: apart when one coordinate of the offset is a whole view away.
+    gap = abs(a - b)
+    for n, s in sorted(zip(shape, stride, strict=True), key=lambda pair: -pair[1]):
+        if s > 0:
+            if gap // s >= n:
+                return False
+            gap %= s
+    return gap == 0
+
+
+def _shares(whole: Layout, part: Layout) -> tuple[float, float] | None:
+    """Where a contiguous view lies in a contiguous memory, as shares of it."""
+    (a, shape, stride), (b, other, other_stride) = whole, part
+    if not (_contiguous(shape, stride) and _contiguous(other, other_stride)):
+        return None
+    total = math.prod(shape)
+    start, stop = (b - a) / total, (b - a + math.prod(other)) / total
+    return (start, stop) if start >= 0.0 and stop <= 1.0 else None
+
+
+def _contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    expected = 1
+    for n, s in zip(reversed(shape), reversed(stride), strict=True):
+        if n != 1 and s != expected:
+            return False
+        expected *= n
+    return True
 
 
 def _inherited(value: Tensor, given: Sequence[Known]) -> Axes:

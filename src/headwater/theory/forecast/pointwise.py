@@ -14,7 +14,7 @@ from torch import Tensor
 from headwater.theory.forecast.axes import NoRuleError
 from headwater.theory.forecast.stats import Stats
 
-__all__ = ["Function", "function_fourth_ratio", "function_stats"]
+__all__ = ["Function", "function_fourth_ratio", "function_stats", "hermite_expansion"]
 
 Function: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -97,6 +97,25 @@ def function_stats(fn: Function, stats: Stats) -> Stats:
     return replace(
         stats, mean=new_mean, square=new_square, within=within, aligned=aligned, between=between
     ).fixed_diagonals()
+
+
+def hermite_expansion(fn: Function, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Coefficients a_k = E φ(m + s z) he_k(z): E φ(u) φ(v) = Σ_k a_k b_k ρ^k (Mehler).
+
+    Args:
+        fn: φ, elementwise, on float64 tensors.
+        mean: m, (G,).
+        deviation: s, (G,).
+
+    Returns:
+        (G, degree + 2), orthonormal he_k; the last column holds what the expansion leaves out of E φ², so that ρ = 1 is
+        exact.
+    """
+    _, weight, hermite = _nodes()
+    values = _evaluated(fn, mean, deviation)
+    coefficients = (values * weight) @ hermite.T
+    rest = ((values * values) @ weight - (coefficients**2).sum(1)).clamp_min(0.0).sqrt()
+    return torch.cat([coefficients, rest[:, None]], dim=1)
 
 
 def _blocks(fn: Function, mean: Tensor, deviation: Tensor) -> list[Tensor]:

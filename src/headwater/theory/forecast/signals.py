@@ -208,11 +208,52 @@ class Law:
         axes: what its dimensions count; ``unknown`` until it meets a signal.
         mean: of an element.
         variance: of an element.
+        pieces: (share, mean, variance) of parts along the first dimension that follow different laws (the gates of an
+            LSTM's bias); the shares sum to 1. Empty when one law holds for all.
     """
 
     axes: Axes
     mean: float
     variance: float
+    pieces: tuple[tuple[float, float, float], ...] = ()
+
+    @staticmethod
+    def of_pieces(axes: Axes, pieces: Sequence[tuple[float, float, float]]) -> Law:
+        """A law made of parts along the first dimension.
+
+        Args:
+            axes: what its dimensions count.
+            pieces: (share, mean, variance); neighbours of one law are joined.
+
+        Returns:
+            The law; ``mean`` and ``variance`` are those of an element drawn anywhere.
+        """
+        joined: list[tuple[float, float, float]] = []
+        for share, mean, variance in pieces:
+            if share <= 0.0:
+                continue
+            if joined and joined[-1][1:] == (mean, variance):
+                joined[-1] = (joined[-1][0] + share, mean, variance)
+            else:
+                joined.append((share, mean, variance))
+        mean = math.fsum(p * m for p, m, _ in joined)
+        square = math.fsum(p * (v + m * m) for p, m, v in joined)
+        return Law(axes, mean, max(0.0, square - mean**2), tuple(joined) if len(joined) > 1 else ())
+
+    def parts(self, start: float, stop: float) -> list[tuple[float, float, float]]:
+        """The pieces between two shares of the first dimension, their shares of the whole."""
+        found, at = [], 0.0
+        for share, mean, variance in self.pieces or ((1.0, self.mean, self.variance),):
+            inside = min(stop, at + share) - max(start, at)
+            if inside > 1e-9:
+                found.append((inside, mean, variance))
+            at += share
+        return found
+
+    def part(self, start: float, stop: float) -> tuple[float, float]:
+        """Mean and variance of the elements between two shares of the first dimension."""
+        law = Law.of_pieces((), [(p / (stop - start), m, v) for p, m, v in self.parts(start, stop)])
+        return law.mean, law.variance
 
     @property
     def square(self) -> float:
@@ -321,6 +362,10 @@ def to_signal(thing: Thing, axes: Axes, samples: int) -> Signal:
     """
     if isinstance(thing, Signal):
         return thing
+    if isinstance(thing, Law) and thing.pieces:
+        means = [m for _, m, _ in thing.pieces]
+        if (max(means) - min(means)) ** 2 > 1e-3 * thing.square:
+            raise NoRuleError("a parameter whose parts have different means")
     mine = flat(thing.axes)
     positions = tuple(a for a in flat(axes) if a.kind == "position")
     own = tuple(a for a in positions if a in mine)

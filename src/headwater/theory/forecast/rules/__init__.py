@@ -8,6 +8,7 @@ from headwater.theory.forecast.rules import (
     losses,
     normalization,
     pooling,
+    recurrent,
     selection,
     shapes,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "losses",
     "normalization",
     "pooling",
+    "recurrent",
     "selection",
     "shapes",
 ]

@@ -28,6 +28,9 @@ def _part(call: Call, thing: Thing, dim: int, index: Tensor, keep: bool) -> Thin
     new = () if size == 1 or atom is None else (Atom(atom.kind, size, atom.dense),)
     axes: Axes = tuple(new if i == dim else d for i, d in enumerate(thing.axes) if i != dim or keep)
     if isinstance(thing, Law):
+        total = math.prod(a.size for a in atoms)
+        if dim == 0 and thing.pieces and int(index[-1]) - int(index[0]) == size - 1:
+            return Law(axes, *thing.part(int(index[0]) / total, (int(index[-1]) + 1) / total))
         return Law(axes, thing.mean, thing.variance)
     if thing.structure is not None:
         raise NoRuleError("part of attention scores")

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from headwater.theory.forecast.axes import Atom, Axes, NoRuleError, Splits, viewed
 from headwater.theory.forecast.engine import AXES, Call, rule
-from headwater.theory.forecast.signals import Known, Signal, Thing
+from headwater.theory.forecast.signals import Known, Law, Signal, Thing
 
 Reshaping: TypeAlias = Callable[[Call, Axes], "tuple[Axes, list[Splits]]"]
 
@@ -87,6 +87,8 @@ def apply_axes(call: Call, thing: Thing) -> Thing:
         return thing.split(splits).with_axes(axes)
     if isinstance(thing, Known) and tuple(thing.value.shape) != call.shape:
         raise NoRuleError("a constant too large to compute")
+    if isinstance(thing, Law) and AXES[call.name] is not _same:
+        return Law(axes, thing.mean, thing.variance)
     return replace(thing, axes=axes)
 
 
