@@ -1,0 +1,89 @@
+"""The detectors of a single diagnosis, on the steps of a run at which layers were looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from headwater.detectors import DEFAULT_DETECTORS, Detector
+from headwater.detectors.over_time.moment import Moment
+from headwater.detectors.over_time.protocol import Action, Memory
+from headwater.detectors.root_cause import diagnosis_of
+from headwater.records import Finding, LayerProfile, Profile, Verdict
+
+__all__ = ["OnProfile"]
+
+_HALF_OPEN = ("ReLU6", "Hardtanh", "Hardsigmoid", "Hardswish", "Threshold")
+"""Activations that a standard normal input already puts on a flat part; a run does not record by how much."""
+
+
+@dataclass(frozen=True)
+class OnProfile:
+    """A single diagnosis would not call this step healthy.
+
+    ## What it finds
+    What the detectors of ``headwater.diagnose`` find on the profile of a recorded step: the root cause only, under the code
+    of the detector that found it (HW101 for a vanishing gradient), when it is critical.
+
+    ## Why it matters
+    A network that was sound at the start can lose its gradient later; and a network that never was is named within the first
+    steps.
+
+    ## Evidence and threshold
+    Those of the detectors. ``patience`` = 3 looked-at steps in a row (chosen by us: a diagnosis takes three steps on a copy
+    before it calls something permanent; here the run's own steps do that; with the default schedule steps 0, 1 and 2).
+    What a run does not record is not guessed: copies of units, positions of tokens, the course over time inside a
+    recurrent layer, the loss' shapes, whether a zero gradient moves the loss (HW604 tells zeros that stay), whether an
+    output's saturation is made up for by its loss, and how much a standard normal input saturates ReLU6 and its like.
+    NaN is HW601's matter.
+
+    ## Known false alarms
+    Those of the detectors.
+
+    ## What to try
+    What the finding says; ``headwater.diagnose`` and ``headwater.prescribe`` on one batch say more.
+
+    ## References
+    See each detector.
+    """
+
+    code: ClassVar[str] = "HW608"
+    needs_profile: ClassVar[bool] = True
+    detectors: Sequence[Detector] = DEFAULT_DETECTORS
+    patience: int = 3
+    action: Action = "warn"
+
+    def __call__(self, moment: Moment, memory: Memory) -> list[Finding] | None:
+        """Return at most one finding; None where layers were not looked at."""
+        profile = moment.profile
+        if profile is None or not profile.layers or moment.record.skipped is not None:
+            return None
+        overflowed = any(q.value.nonfinite_count or q.state == "nonfinite" for q in profile.parameters) or any(
+            row.activation.nonfinite_count or (row.gradient is not None and row.gradient.nonfinite_count)
+            for row in profile.layers
+        )
+        silent = set() if overflowed else {"HW301"}
+        if moment.record.loss_scale not in (1.0, None):
+            silent.add("HW303")  # the gradient was kept in its dtype with the scale, and is recorded without it
+        kept = [detector for detector in self.detectors if detector.code not in silent]
+        diagnosis = diagnosis_of(_without_guesses(profile), kept)
+        if diagnosis.verdict in (Verdict.HEALTHY, Verdict.NAN):
+            return None if diagnosis.verdict is Verdict.NAN else []
+        return [diagnosis.findings[0]]
+
+
+def _without_guesses(profile: Profile) -> Profile:
+    """The profile without saturated fractions that cannot be judged from a run."""
+    last = max((row.order for row in profile.layers if row.parameters), default=-1)
+    layers = tuple(replace(row, saturated_fraction=None) if _open(row, last) else row for row in profile.layers)
+    return profile.replace(layers=layers, loss=profile.loss if math.isfinite(profile.loss) else math.nan)
+
+
+def _open(row: LayerProfile, last_with_parameters: int) -> bool:
+    """Whether a row's saturated fraction says nothing: an output (its loss may make up for it), or half open by nature."""
+    if row.saturated_fraction is None:
+        return False
+    unknown = row.saturated_at_unit_normal is None and row.type in _HALF_OPEN
+    return unknown or (row.on_trunk and row.order > last_with_parameters)
