@@ -38,8 +38,11 @@ class Drift:
     start-up, is left out. Reported is a change along the Theil–Sen line of ``decades`` = 1 (outputs and weights) or
     ``gradient_decades`` = 1.5 (relative gradients, which healthy training moves more), when Mann–Kendall's z is beyond
     ``z`` = 3.29 (once in 1,000 by chance) and the second half goes on in the same direction by ``still`` = 0.25 of it or
-    more. At least ``least_points`` = 12 points. Chosen by us, see benchmarks/alerts.py. Gradients are compared with other
-    gradients of the same step, so their common fall with the loss is none, and the scale of the loss does not matter.
+    more. At least ``least_points`` = 12 points, after ``least_steps`` = 48 recorded steps. Outputs and weights grow
+    by decades while a network learns: where the loss is known and still falls by ``learning`` = 0.1 of itself over the same
+    steps, that is no finding; where it is not known, their limit is ``unknown_loss_decades`` = 3. Chosen by us, see
+    benchmarks/alerts.py. Gradients are compared with other gradients of the same step, so their common fall with the loss
+    is none, and the scale of the loss does not matter.
 
     ## Known false alarms
     Weights that start near zero by design and are still growing; strong weight decay on a layer that is not used.
@@ -60,6 +63,9 @@ class Drift:
     still: float = 0.25
     points: int = 24
     least_points: int = 12
+    least_steps: int = 48
+    learning: float = 0.1
+    unknown_loss_decades: float = 3.0
     patience: int = 1
     action: Action = "warn"
 
@@ -73,25 +79,27 @@ class Drift:
             ("activation", _activations(moment)),
             ("gradient", _relative_gradients(moment)),
         ):
-            if sizes and self._enter(memory.setdefault(quantity, {}), moment.record.step, sizes):
+            if sizes and self._enter(memory.setdefault(quantity, {}), moment, sizes):
                 judged.append((quantity, self._judge(quantity, memory[quantity])))
         return [finding for _, findings in judged for finding in findings] if judged else None
 
-    def _enter(self, series: Memory, step: int, sizes: dict[str, float]) -> bool:
+    def _enter(self, series: Memory, moment: Moment, sizes: dict[str, float]) -> bool:
         """Add one point to the series when it is its turn; whether it was."""
         if not series:
-            series.update(stride=1, seen=0, steps=[], sizes={})
+            series.update(stride=1, seen=0, steps=[], losses=[], sizes={})
         turn = series["seen"] % series["stride"] == 0
         series["seen"] += 1
         if not turn:
             return False
         steps, kept = series["steps"], series["sizes"]
         if len(steps) >= self.points:  # every second point leaves; from now on every second one enters
-            del steps[1::2]
+            del steps[1::2], series["losses"][1::2]
             for column in kept.values():
                 del column[1::2]
             series["stride"] *= 2
-        steps.append(step)
+        steps.append(moment.record.step)
+        loss = moment.record.loss
+        series["losses"].append(loss if loss is not None and math.isfinite(loss) else None)
         length = len(steps)
         for name, size in sizes.items():
             column = kept.get(name)
@@ -106,9 +114,9 @@ class Drift:
     def _judge(self, quantity: str, series: Memory) -> list[Finding]:
         steps = series["steps"]
         start = len(steps) // 4
-        if len(steps) - start < self.least_points:
+        if len(steps) - start < self.least_points or series["seen"] < self.least_steps:
             return []
-        limit = self.gradient_decades if quantity == "gradient" else self.decades
+        limit = self._limit(quantity, series["losses"][start:])
         found: dict[bool, list[_Row]] = {}
         for name, column in series["sizes"].items():
             first, last = column[start], column[-1]
@@ -133,9 +141,20 @@ class Drift:
                 and abs(later) >= self.still * abs(change)
             ):
                 found.setdefault(change > 0, []).append((name, change, line, z, xs[0], xs[-1]))
-        return [self._finding(quantity, up, rows) for up, rows in found.items()]
+        return [self._finding(quantity, up, rows, limit) for up, rows in found.items()]
 
-    def _finding(self, quantity: str, up: bool, rows: list[_Row]) -> Finding:
+    def _limit(self, quantity: str, losses: list[float | None]) -> float:
+        """How many decades are a drift: none at all are while the network still learns."""
+        if quantity == "gradient":
+            return self.gradient_decades
+        known = [loss for loss in losses if loss is not None]
+        if len(known) < self.least_points // 2:
+            return self.unknown_loss_decades
+        third = len(known) // 3
+        first, last = median(known[:third]), median(known[-third:])
+        return math.inf if first - last > self.learning * abs(first) else self.decades
+
+    def _finding(self, quantity: str, up: bool, rows: list[_Row], limit: float) -> Finding:
         name, change, line, z, first, last = max(rows, key=lambda row: abs(row[1]))
         span = last - first
         told, word = _TOLD[quantity]
@@ -146,9 +165,7 @@ class Drift:
             severity=Severity.WARNING,
             where=tuple(row[0] for row in rows),
             evidence=(
-                Evidence(
-                    "change", change, "decades", f"of {name}, steps {first} to {last}; limit {self._limit(quantity):g}"
-                ),
+                Evidence("change", change, "decades", f"of {name}, steps {first} to {last}; limit {limit:g}"),
                 Evidence("95 % interval, from", line.low * span, "decades"),
                 Evidence("95 % interval, to", line.high * span, "decades"),
                 Evidence("Mann–Kendall z", z, "", f"limit {self.z:g}"),
@@ -163,9 +180,6 @@ class Drift:
                 else "Look at what takes it away: weight decay, a closing gate, or a branch that is no longer used."
             ),
         )
-
-    def _limit(self, quantity: str) -> float:
-        return self.gradient_decades if quantity == "gradient" else self.decades
 
 
 def _values(moment: Moment) -> dict[str, float]:

@@ -142,7 +142,7 @@ class StalledLayer:
                     Evidence("below the best-fed quarter", below, "decades", f"of {worst}; limit {self.decades:g}"),
                     Evidence("recorded steps in a row", low[worst], "", f"limit {self.low_steps}"),
                 ),
-                cause=f"For {low[worst]} recorded steps the {told} of {worst} has been {amount} the best-fed quarter of the weights.",
+                cause=f"For {low[worst]} recorded steps the {told} of {worst} has been {amount} the best-fed quarter of weights.",
                 advice="Look at what stands between it and the loss; its own learning rate helps where only the scale differs.",
             )
         ]
