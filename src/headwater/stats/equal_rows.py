@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headwater.stats import kernels
 from headwater.stats.elements import as_computable
 from headwater.stats.rows_on_accelerator import has_float64
 
@@ -15,6 +16,9 @@ _BLOCK = 2**18
 
 # Gradients of two units are equal up to the order in which a matrix product sums (chosen by us).
 _GRADIENT_RTOL = 1e-6
+
+# Entries up to which a set is faster than a sort (chosen by us).
+_SHORT_COLUMN = 4096
 
 # Columns that a first look compares: enough to tell random rows apart.
 _SAMPLED_COLUMNS = 4
@@ -66,6 +70,10 @@ def duplicate_row_count(weight: Tensor, gradient: Tensor | None) -> int:
 
 def _all_differ(column: Tensor) -> bool:
     """Whether no two entries have the same bits."""
+    if not column.is_complex() and column.is_cpu and column.shape[0] <= _SHORT_COLUMN:
+        # A set of Python numbers needs fewer steps than a sort in torch.
+        same = column.resolve_neg().view(_BITS[column.element_size()]).tolist()
+        return len(set(same)) == len(same)
     bits = _bits(column[:, None]).flatten(1)
     if bits.shape[1] > 1:
         return False  # complex: two integers an entry
@@ -155,6 +163,10 @@ def _zero_slices(g: Tensor, dim: int) -> int:
     """How many slices along ``dim`` hold nothing but zeros."""
     if g.dim() <= dim or g.numel() == 0:
         return 0
+    compiled = kernels.load() if g.is_cpu and g.dim() >= 2 else None
+    nonzero = None if compiled is None else compiled.nonzero_slices(g, dim)
+    if nonzero is not None:
+        return g.shape[dim] - nonzero
     g = g.detach()
     if g.layout is torch.sparse_coo and g.sparse_dim() == 1:
         # Rows that are not stored are zero; in a column they change nothing.

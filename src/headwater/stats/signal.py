@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headwater.records.statistics import Statistics
+from headwater.stats import kernels
 from headwater.stats.elements import as_computable
 from headwater.stats.moments import summarize
 from headwater.stats.rows_on_accelerator import divided_by_power, has_float64
@@ -36,7 +37,6 @@ _SAFE = {torch.float32: (2.0**-40, 2.0**40), torch.float64: (2.0**-400, 2.0**400
 # -------------------------------------------------------------------- between samples
 
 
-@torch.no_grad()
 def between_sample_fraction(x: Tensor, statistics: Statistics | None = None) -> float | None:
     """How much of a signal differs from sample to sample.
 
@@ -57,7 +57,7 @@ def between_sample_fraction(x: Tensor, statistics: Statistics | None = None) -> 
     """
     if x.dim() < 1 or x.shape[0] < 2 or x.numel() == 0:
         return None
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         fraction = float(between_sample_fraction_on_device(x))
         return None if math.isnan(fraction) else fraction
     known = statistics if statistics is not None else summarize(x)
@@ -66,6 +66,18 @@ def between_sample_fraction(x: Tensor, statistics: Statistics | None = None) -> 
         known = summarize(x)
     if x.shape[0] < 2 or known.scaled_max_abs == 0.0:
         return None
+    compiled = kernels.load()
+    double_low, double_high = _SAFE[torch.float64]
+    if compiled is not None and double_low <= known.max_abs <= double_high:
+        parts = compiled.between_samples(x)
+        if parts is not None:
+            return parts[0] / (parts[0] + parts[1])
+    return _between_samples_in_torch(x, known)
+
+
+@torch.no_grad()
+def _between_samples_in_torch(x: Tensor, known: Statistics) -> float:
+    """The same for any layout: x finite, in main memory, of two samples at least, and not all zero."""
     low, high = _SAFE[torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32]
     if low <= known.max_abs <= high:
         means = _sample_mean(x)

@@ -98,6 +98,9 @@ class Kernels:
             function.restype = None
         self._alive.argtypes = [ctypes.c_void_p, ctypes.c_int]
         self._alive.restype = None
+        self._between = library.headwater_between
+        self._between.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int]
+        self._between.restype = None
         library.headwater_source.restype = ctypes.c_char_p
         self.source: str = library.headwater_source().decode()
         best: int = library.headwater_best_target()
@@ -165,6 +168,47 @@ class Kernels:
         given = array("q", (taken[0], mask.data_ptr(), samples, units, space, width, *limits))
         self._alive(given.buffer_info()[0], self._number)
         return True
+
+    def nonzero_slices(self, tensor: Tensor, dim: int) -> int | None:
+        """How many slices along a dimension hold an element that is not zero (NaN is not).
+
+        Args:
+            tensor: shape (R, C, ...), not empty.
+            dim: 0 or 1.
+
+        Returns:
+            Their number; None for a tensor that :func:`entry` does not take as it lies.
+        """
+        taken = entry(tensor) if tensor.is_contiguous() and not tensor.is_complex() else None
+        if taken is None:
+            return None
+        samples, units = (1, tensor.shape[0]) if dim == 0 else tensor.shape[:2]
+        mask = array("B", bytes(units))
+        width = tensor.element_size()
+        # Any magnitude above 0 and up to the last NaN.
+        limits = (0, 2 ** (8 * width - 1) - 1)
+        space = tensor.numel() // (samples * units)
+        given = array("q", (taken[0], mask.buffer_info()[0], samples, units, space, width, *limits))
+        self._alive(given.buffer_info()[0], self._number)
+        return sum(mask)
+
+    def between_samples(self, x: Tensor) -> tuple[float, float] | None:
+        """How a second moment splits into what differs between samples and what they share.
+
+        Args:
+            x: shape (B, ...), B at least 2, not empty, every element finite and its square in the range of a double.
+
+        Returns:
+            Σ_f Σ_b (x_bf - mean_f)² and Σ_f Σ_b mean_f², with mean_f the mean over the samples of feature f; None for
+            a tensor that :func:`entry` does not take as it lies.
+        """
+        taken = entry(x) if x.is_contiguous() else None
+        if taken is None:
+            return None
+        address, count, code = taken
+        out = array("d", bytes(16))
+        self._between(address, x.shape[0], count // x.shape[0], code, out.buffer_info()[0], self._number)
+        return out[0], out[1]
 
 
 @cache

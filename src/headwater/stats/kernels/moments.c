@@ -19,6 +19,9 @@
 #define CHUNK 2048
 #define SUBCHUNK 1024
 
+/* Features, or units, that are looked at together over all samples: their sums stay in the cache. Chosen by us. */
+#define TILE 256
+
 /* Exponents of a float64 chunk between which fourth powers need no scale: the plain path's range. */
 #define COMFORTABLE 200
 
@@ -192,5 +195,18 @@ void headwater_alive(const Alive *a, int target)
     case 1: alive_avx2(a); break;
 #endif
     default: alive_baseline(a);
+    }
+}
+
+/* Sums of (x_bf - mean_f)^2 and of mean_f^2 over an array of shape (samples, features), two samples or more, of finite
+ * numbers whose squares are in range. */
+void headwater_between(const void *x, int64_t samples, int64_t features, int64_t dtype, double out[2], int target)
+{
+    switch (target) {
+#ifdef SEVERAL_TARGETS
+    case 2: between_avx512(x, samples, features, dtype, out); break;
+    case 1: between_avx2(x, samples, features, dtype, out); break;
+#endif
+    default: between_baseline(x, samples, features, dtype, out);
     }
 }

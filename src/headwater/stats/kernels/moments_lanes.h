@@ -263,6 +263,17 @@ TARGET static void NAME(norm)(const T *x, int64_t n, Norm *norm)
         NAME(norm_chunk)(x + i, n - i < CHUNK ? (int)(n - i) : CHUNK, norm);
 }
 
+/* Add one sample to Sum(x - pivot) and Sum((x - pivot)^2) of each of m features. */
+TARGET static void NAME(add_sample)(const T *restrict x, int m, const double *restrict pivot, double *restrict sum,
+                                    double *restrict squares)
+{
+    for (int f = 0; f < m; f++) {
+        double d = (double)x[f] - pivot[f];
+        sum[f] += d;
+        squares[f] += d * d;
+    }
+}
+
 #undef LANES
 #undef STRIDE
 #undef ABS_BITS

@@ -98,6 +98,51 @@ TARGET static void PLAIN(norms, SUFFIX)(const Entry *entry, Norm *norm)
     }
 }
 
+/* m elements from the given one, in the type of sums: as they lie, or widened into a buffer. */
+TARGET static const float *PLAIN(as_floats, SUFFIX)(const void *x, int64_t offset, int m, int64_t dtype, float *buffer)
+{
+    if (dtype == FLOAT32)
+        return (const float *)x + offset;
+    if (dtype == BFLOAT16)
+        PLAIN(widen_bf16, SUFFIX)((const uint16_t *)x + offset, m, (uint32_t *)buffer);
+    else
+        PLAIN(widen_f16, SUFFIX)((const uint16_t *)x + offset, m, buffer);
+    return buffer;
+}
+
+/* Sums over features f and samples b of (x_bf - mean_f)^2 and of mean_f^2, for x of shape (samples, features), in one
+ * pass. The pivot of a feature is its first sample: the squares that cancel are at most `samples` times what is left. */
+TARGET static void PLAIN(between, SUFFIX)(const void *x, int64_t samples, int64_t features, int64_t dtype,
+                                          double out[2])
+{
+    out[0] = out[1] = 0.0;
+    for (int64_t first = 0; first < features; first += TILE) {
+        int m = features - first < TILE ? (int)(features - first) : TILE;
+        double pivot[TILE], sum[TILE], squares[TILE];
+        float buffer[TILE];
+        memset(pivot, 0, sizeof pivot);
+        for (int64_t b = 0; b < samples; b++) {
+            int64_t offset = b * features + first;
+            if (b < 2) {
+                memset(sum, 0, sizeof sum);
+                memset(squares, 0, sizeof squares);
+            }
+            if (dtype == FLOAT64)
+                GLUE(add_sample, f64, SUFFIX)((const double *)x + offset, m, pivot, sum, squares);
+            else
+                GLUE(add_sample, f32, SUFFIX)(PLAIN(as_floats, SUFFIX)(x, offset, m, dtype, buffer), m, pivot, sum,
+                                              squares);
+            if (b == 0)
+                memcpy(pivot, sum, sizeof pivot); /* the first sample's distance from 0 is the sample */
+        }
+        for (int f = 0; f < m; f++) {
+            double shift = sum[f] / (double)samples, rest = squares[f] - sum[f] * shift;
+            out[0] += rest > 0.0 ? rest : 0.0;
+            out[1] += (pivot[f] + shift) * (pivot[f] + shift) * (double)samples;
+        }
+    }
+}
+
 TARGET static void PLAIN(alive, SUFFIX)(const Alive *a)
 {
     switch (a->width) {

@@ -8,14 +8,27 @@ TARGET static void NAME(alive)(const Alive *a)
     const U magnitude = (U)~((U)1 << (8 * sizeof(U) - 1)), threshold = (U)a->threshold, infinity = (U)a->infinity;
     uint8_t *restrict mask = a->mask;
     if (a->space == 1) {
-        for (int64_t b = 0; b < a->samples; b++, x += a->units) {
-            for (int64_t u = 0; u < a->units; u++) {
-                U bits = x[u] & magnitude;
-                mask[u] |= (bits > threshold) & (bits <= infinity);
+        for (int64_t first = 0; first < a->units; first += TILE) {
+            int m = a->units - first < TILE ? (int)(a->units - first) : TILE;
+            U alive[TILE];
+            memset(alive, 0, sizeof alive);
+            for (int64_t b = 0; b < a->samples; b++) {
+                const U *row = x + b * a->units + first;
+                for (int u = 0; u < m; u++) {
+                    U bits = row[u] & magnitude;
+                    alive[u] |= (U)((bits > threshold) & (bits <= infinity));
+                }
+                /* Most units are alive in the first few samples, and then there is nothing left to find. */
+                if (b % 8 == 7) {
+                    U all = 1;
+                    for (int u = 0; u < m; u++)
+                        all &= alive[u];
+                    if (all)
+                        break;
+                }
             }
-            /* Most units are alive in the first few samples, and then there is nothing left to find. */
-            if (b % 8 == 7 && !memchr(mask, 0, (size_t)a->units))
-                return;
+            for (int u = 0; u < m; u++)
+                mask[first + u] |= (uint8_t)alive[u];
         }
         return;
     }
