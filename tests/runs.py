@@ -203,6 +203,10 @@ def _row(value: float, count: int) -> list[float]:
 
 
 def _as(value: float, statistic: str, tensor: WatchedTensor) -> float:
+    if statistic == "rms_log10":
+        return math.log10(value) if value > 0 else -math.inf if value == 0 else math.nan
+    if statistic in ("nan_count", "inf_count"):
+        return float(math.isnan(value)) if statistic == "nan_count" else 0.0
     return value * math.sqrt(math.prod(tensor.shape)) if statistic == "l2_norm" else value
 
 

@@ -293,7 +293,7 @@ def weights_first(tensors: Iterable[WatchedTensor]) -> list[WatchedTensor]:
 
 
 def rms_matrix(run: RunSource, quantity: Quantity, max_columns: int) -> StatisticMatrix:
-    """Read an rms over the run, worked out from the l2 norm where a run recorded the norms alone.
+    """Read log10 of an rms over the run.
 
     Args:
         run: the run.
@@ -301,19 +301,11 @@ def rms_matrix(run: RunSource, quantity: Quantity, max_columns: int) -> Statisti
         max_columns: of the matrix.
 
     Returns:
-        The matrix; of parameters, only those of :func:`weights_first`.
+        The matrix, -inf for exactly zero; of parameters, only those of :func:`weights_first`.
     """
     of_layers = quantity in ("activation", "output_gradient")
     names = None if of_layers else [tensor.name for tensor in weights_first(run.tensors)]
-    found = run.matrix(quantity, "rms", tensors=names, max_columns=max_columns)
-    if any(value is not None for row in found.values for value in row):
-        return found
-    norms = run.matrix(quantity, "l2_norm", tensors=names, max_columns=max_columns)
-    values = tuple(
-        tuple(None if v is None else v / math.sqrt(max(1, math.prod(tensor.shape))) for v in row)
-        for tensor, row in zip(norms.tensors, norms.values, strict=True)
-    )
-    return StatisticMatrix(tensors=norms.tensors, steps=norms.steps, values=values, stride=norms.stride)
+    return run.matrix(quantity, "rms_log10", tensors=names, max_columns=max_columns)
 
 
 def _weights(run: RunSource) -> tuple[WatchedWeight, ...]:
@@ -323,8 +315,7 @@ def _weights(run: RunSource) -> tuple[WatchedWeight, ...]:
     ratios = {t.name: row for t, row in zip(updates.tensors, updates.values, strict=True)}
     weights = []
     for tensor, row in zip(gradients.tensors, gradients.values, strict=True):
-        logs = [observed_log10(value) for value in row]
-        seen = [value for value in logs if value is not None]
+        seen = [value for value in row if value is not None]
         known = [v for v in ratios.get(tensor.name, ()) if v is not None and math.isfinite(v)]
         weights.append(
             WatchedWeight(
@@ -333,7 +324,7 @@ def _weights(run: RunSource) -> tuple[WatchedWeight, ...]:
                 shape=tensor.shape,
                 first_log10=seen[0] if seen else None,
                 last_log10=seen[-1] if seen else None,
-                trend_log10=_evenly(logs, _TREND_POINTS),
+                trend_log10=_evenly(row, _TREND_POINTS),
                 update_ratio=statistics.median(known) if known else None,
             )
         )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headwater.records.finding import Verdict
 from headwater.records.run import RecordedStep, RunSource, StatisticMatrix
 from headwater.records.run_summary import RunSummary, observed_log10, rms_matrix, summarize_run, weights_first
-from headwater.records.step import WatchedTensor
+from headwater.records.step import Quantity
 from headwater.reports.folding import Fold, fold_rows
 
-__all__ = ["QUANTITIES", "Grid", "GridRow", "RunView", "quantile", "thin"]
+__all__ = ["QUANTITIES", "Grid", "GridRow", "RunView", "quantile", "thin", "without_common_end"]
 
 COLUMNS = 300
 """Columns of a picture over the run; about three pixels each on a wide screen. Chosen by us."""
@@ -24,7 +26,7 @@ ROWS = 2_000
 COURSE_POINTS = 1_000
 """Points of a line over the run; the smallest and the largest of each stretch are kept. Chosen by us."""
 
-QUANTITIES: dict[str, str] = {
+QUANTITIES: dict[Quantity, str] = {
     "gradient": "gradient of weights",
     "output_gradient": "gradient of outputs",
     "activation": "activations",
@@ -61,7 +63,7 @@ class Grid:
         count: tensors, before folding.
     """
 
-    quantity: str
+    quantity: Quantity
     rows: tuple[GridRow, ...]
     steps: tuple[int, ...]
     stride: int
@@ -98,24 +100,41 @@ class RunView:
         return self.run.recorded_steps()
 
     @functools.cached_property
-    def _matrices(self) -> dict[str, StatisticMatrix]:
+    def _matrices(self) -> dict[Quantity, StatisticMatrix]:
         return {}
 
-    def _matrix(self, quantity: str) -> StatisticMatrix:
+    def _matrix(self, quantity: Quantity) -> StatisticMatrix:
+        """log10 of the quantity, rows in execution order."""
         if quantity not in self._matrices:
-            if quantity == "update":
-                names = [tensor.name for tensor in weights_first(self.run.tensors)]
-                found = self.run.matrix("update", "update_ratio", tensors=names, max_columns=COLUMNS)
-            elif quantity == "gradient":
-                found = rms_matrix(self.run, "gradient", COLUMNS)
-            elif quantity == "activation":
-                found = rms_matrix(self.run, "activation", COLUMNS)
-            else:
-                found = rms_matrix(self.run, "output_gradient", COLUMNS)
+            found = self._read(quantity)
             self._matrices[quantity] = _in_order(found)
         return self._matrices[quantity]
 
-    def grid(self, quantity: str, max_rows: int = ROWS) -> Grid | None:
+    def _read(self, quantity: Quantity) -> StatisticMatrix:
+        if quantity == "update":
+            names = [tensor.name for tensor in weights_first(self.run.tensors)]
+            found = self.run.matrix("update", "update_ratio", tensors=names, max_columns=COLUMNS)
+            logs = tuple(tuple(observed_log10(v) for v in row) for row in found.values)
+            return dataclasses.replace(found, values=logs)
+        found = rms_matrix(self.run, quantity, COLUMNS)
+        if any(f.verdict is Verdict.NAN for f in self.summary.findings):
+            return self._with_nonfinite(found, quantity)
+        return found
+
+    def _with_nonfinite(self, found: StatisticMatrix, quantity: Quantity) -> StatisticMatrix:
+        """NaN wherever an element was NaN or infinite: the rms alone is over the finite elements."""
+        values = [list(row) for row in found.values]
+        place = {tensor.name: i for i, tensor in enumerate(found.tensors)}
+        column = {step: j for j, step in enumerate(found.steps)}
+        for statistic in ("nan_count", "inf_count"):
+            counts = self.run.matrix(quantity, statistic, tensors=list(place), max_columns=COLUMNS)
+            for tensor, row in zip(counts.tensors, counts.values, strict=True):
+                for step, count in zip(counts.steps, row, strict=True):
+                    if count and step in column:
+                        values[place[tensor.name]][column[step]] = math.nan
+        return dataclasses.replace(found, values=tuple(tuple(row) for row in values))
+
+    def grid(self, quantity: Quantity, max_rows: int = ROWS) -> Grid | None:
         """A quantity over layers and steps.
 
         Args:
@@ -134,7 +153,7 @@ class RunView:
         ]
         if not kept or not pairs:
             return None
-        parts = fold_rows(pairs, lambda p: _place(p[0]), lambda p: f"{p[0].type} {p[0].role}", min(max_rows, ROWS))
+        parts = fold_rows(pairs, lambda p: p[0].name, lambda p: f"{p[0].type} {p[0].role}", min(max_rows, ROWS))
         thinner = max(1, math.ceil(len(parts) * len(kept) / CELLS))
         columns = [kept[i : i + thinner] for i in range(0, len(kept), thinner)]
         rows, labels = [], set()
@@ -166,10 +185,6 @@ class RunView:
         return [grid for quantity in QUANTITIES if (grid := self.grid(quantity, max_rows)) is not None]
 
 
-def _place(tensor: WatchedTensor) -> str:
-    return tensor.name
-
-
 def _in_order(found: StatisticMatrix) -> StatisticMatrix:
     """Rows in execution order within each model."""
     groups = {tensor.group: i for i, tensor in reversed(list(enumerate(found.tensors)))}
@@ -183,8 +198,8 @@ def _in_order(found: StatisticMatrix) -> StatisticMatrix:
 
 
 def _middle(values: Sequence[float | None]) -> float | None:
-    """The median as log10; NaN as soon as one is, None when there is none."""
-    logs = [log for v in values if (log := observed_log10(v)) is not None]
+    """The median; NaN as soon as one is, None when there is none."""
+    logs = [v for v in values if v is not None]
     if not logs:
         return None
     if any(math.isnan(v) for v in logs):
@@ -207,6 +222,25 @@ def quantile(ascending: Sequence[float], share: float) -> float:
         (3.0, 2.0)
     """
     return ascending[round(share * (len(ascending) - 1))]
+
+
+def without_common_end(names: Sequence[str]) -> list[str]:
+    """Names without the last part that all of them share.
+
+    Args:
+        names: of parameters.
+
+    Returns:
+        As many names, all different still.
+
+    Example:
+        >>> without_common_end(["fc1.weight", "fc2.weight"]), without_common_end(["fc1.weight", "head"])
+        (['fc1', 'fc2'], ['fc1.weight', 'head'])
+    """
+    ends = {name.rpartition(".")[2] if "." in name else "" for name in names}
+    if len(names) < 2 or len(ends) != 1 or "" in ends or next(iter(ends)).isdigit():
+        return list(names)
+    return [name.rpartition(".")[0] for name in names]
 
 
 def thin(x: Sequence[float], y: Sequence[float | None], points: int = COURSE_POINTS) -> list[int]:
