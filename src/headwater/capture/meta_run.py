@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headwater.capture._torch_compat import OperationMode, memory_key, truncated_normal_on_meta
+from headwater.capture._torch_compat import OperationMode, functions_unseen, memory_key, truncated_normal_on_meta
 from headwater.capture.graph import walk
 from headwater.capture.loss_run import LossRun
 from headwater.capture.names import ROOT, clean_names
@@ -208,11 +208,11 @@ class _MomentRecorder(Recorder):
     def function_called(
         self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
-        with torch.no_grad(), self._occupied():
+        with torch.no_grad(), functions_unseen():
             self._functional_row(name.rstrip("_"), "activation", out)
 
     def softmax_called(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        with torch.no_grad(), self._occupied():
+        with torch.no_grad(), functions_unseen():
             self._functional_row("softmax", "softmax", out)
 
 
