@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headwater.capture.guard import untouched
 from headwater.records import Statistics
+from headwater.stats import zero_column_count
 
 __all__ = [
     "DEAD_SLOPE",
@@ -234,7 +235,6 @@ def slope_statistics(
     """
     if y.numel() == 0 or y.dim() == 0 or y.is_complex():
         return None
-    shape = reader.shape(activation)
     unit_dimension = 1 if y.dim() == 2 or (channels_first and y.dim() > 2) else y.dim() - 1
     if y.dim() == 1:
         unit_dimension = 0
@@ -243,8 +243,13 @@ def slope_statistics(
     if activation.name == "relu":
         # The slope is 1 where the output is not zero: both numbers are known, or one pass away.
         on = statistics.count - statistics.zero_count - statistics.nan_count
+        # An output is never negative: a dead unit is a column of zeros, and most layers have none.
+        in_columns = y.dim() >= 2 and (unit_dimension == 1 or y.is_contiguous())
+        if in_columns and not zero_column_count(y if unit_dimension == 1 else y.flatten(0, -2)):
+            return Slope(on / y.numel(), 0.0, units, ())
         top = y.detach().amax(rest) if rest else y.detach()
         return _slope(units, top <= 0, on, y.numel())
+    shape = reader.shape(activation)
     lead = y.shape[0] if unit_dimension != 0 else 1
     per_sample = max(1, y.numel() // max(1, lead))
     step = max(1, _BLOCK // per_sample)
