@@ -253,3 +253,106 @@ class Stats:
         inner = math.prod(a.size for a in missing)
         index = torch.arange(self.nodes).repeat_interleave(inner)
         return self.fixed_diagonals().indexed(index, (*self.atoms, *missing)).reordered(atoms)
+
+    def independent(self, atoms: Sequence[Atom]) -> Stats:
+        """Over more positions along which the numbers are others of the same law, not the same ones.
+
+        Args:
+            atoms: the new position atoms, all kept apart or none; counted after those of this tensor.
+
+        Returns:
+            The statistics over all of them: only the means are shared between two of the new positions.
+        """
+        atoms = tuple(atoms)
+        if not atoms:
+            return self
+        mean = self.mean
+        outer = mean[:, None] * mean[None, :]
+        if any(not a.dense for a in atoms):
+            if self.nodes != 1:
+                raise NoRuleError("statistics per position meet pooled ones")
+            return Stats((*self.atoms, *atoms), mean, self.square, outer, self.aligned, outer)
+        n = math.prod(a.size for a in atoms)
+        same = torch.eye(n, dtype=torch.float64)
+        dense = self.fixed_diagonals()
+
+        def spread(values: Tensor) -> Tensor:
+            return torch.kron(outer, 1.0 - same) + torch.kron(values, same)
+
+        return Stats(
+            (*self.atoms, *atoms),
+            mean.repeat_interleave(n),
+            self.square.repeat_interleave(n),
+            spread(dense.within),
+            self.aligned.repeat_interleave(n),
+            spread(dense.between),
+        )
+
+    def pooled(self, atoms: Sequence[Atom]) -> Stats:
+        """One node for all positions: averages over positions, and over pairs of different ones.
+
+        Args:
+            atoms: the new names.
+
+        Returns:
+            The statistics with one node.
+        """
+        if self.nodes == 1:
+            return self.with_atoms(atoms)
+        n = self.nodes
+        dense = self.fixed_diagonals()
+        apart = [(k.sum() - k.diagonal().sum()) / (n * (n - 1)) for k in (dense.within, dense.between)]
+        return Stats(
+            tuple(atoms),
+            self.mean.mean().reshape(1),
+            self.square.mean().reshape(1),
+            apart[0].reshape(1, 1),
+            self.aligned.mean().reshape(1),
+            apart[1].reshape(1, 1),
+        )
+
+    def unpooled(self, atoms: Sequence[Atom]) -> Stats:
+        """A node for every position out of one for all: every pair of different ones is the average pair.
+
+        Args:
+            atoms: the new names, kept apart.
+
+        Returns:
+            The statistics per position.
+        """
+        n = math.prod(a.size for a in atoms)
+        index = torch.zeros(n, dtype=torch.long)
+        return self.indexed(index, atoms).fixed_diagonals()
+
+    def averaged(self, positions: Sequence[Atom]) -> Stats:
+        """Over some of the positions: averages over the others, each with itself.
+
+        Args:
+            positions: the atoms to keep.
+
+        Returns:
+            The statistics over them; the features of the other positions stand side by side.
+        """
+        rest = [a for a in self.atoms if a not in positions]
+        if not rest:
+            return self
+        keep = [a for a in self.atoms if a in positions]
+        if not self.dense:
+            if not keep:
+                return Stats((), self.mean, self.square, self.square[None], self.aligned, self.aligned[None])
+            return self.with_atoms(keep)
+        ordered = self.fixed_diagonals().reordered([*keep, *rest])
+        n, m = math.prod(a.size for a in keep), math.prod(a.size for a in rest)
+
+        def same(values: Tensor) -> Tensor:
+            return torch.einsum("arbr->ab", values.reshape(n, m, n, m)) / m
+
+        within, between = same(ordered.within), same(ordered.between)
+        return Stats(
+            tuple(keep),
+            ordered.mean.reshape(n, m).mean(1),
+            within.diagonal().clone(),
+            within,
+            between.diagonal().clone(),
+            between,
+        )

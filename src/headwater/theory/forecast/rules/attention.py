@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headwater.theory.forecast.axes import Atom, Axes, NoRuleError
 from headwater.theory.forecast.engine import Call, rule
+from headwater.theory.forecast.length import weight_moments
 from headwater.theory.forecast.signals import Known, Law, Signal, Thing, to_signal
 from headwater.theory.forecast.stats import Stats
 
@@ -172,13 +173,19 @@ def _weight_gradient(call: Call, first: Thing, second: Thing) -> Signal:
     left, right = to_signal(first, everything, call.samples), to_signal(second, everything, call.samples)
     shared = first.axes[-1]
     positions = tuple(a for a in shared if a.kind == "position")
-    one, two = left.stats.broadcast(positions), right.stats.broadcast(positions)
+    # Rows and columns that count positions of their own (flattened pixels, mixed tokens): the average over them.
+    one, two = (s.stats.averaged(positions).broadcast(positions) for s in (left, right))
     within, between = one.pair_sums(two)
     samples = math.prod(a.size for a in shared if a.kind == "sample")
     features = math.prod(a.size for a in shared if a.kind in ("feature", "unknown"))
-    square = float(samples * within + samples * (samples - 1) * between) * features
+    own, apart, spread = 1.0, 1.0, left.spread + right.spread
+    for delta, entered in ((left, right), (right, left)):
+        if delta.profile is not None and not positions:
+            own, apart, lengths = weight_moments(delta.profile, call.samples)
+            spread = delta.noise + entered.noise + lengths
+    square = float(samples * own * within + samples * (samples - 1) * apart * between) * features
     axes = (*first.axes[:-1], second.axes[-1])
-    return Signal.of(axes, Stats.constant(0.0, square), call.samples, left.spread + right.spread)
+    return Signal.of(axes, Stats.constant(0.0, square), call.samples, spread)
 
 
 # -------------------------------------------------------------------- attention

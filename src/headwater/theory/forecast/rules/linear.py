@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
 import torch
+from torch import Tensor
 
 from headwater.theory.forecast.axes import Atom, Axes, NoRuleError, axes_of_shape
 from headwater.theory.forecast.engine import Call, rule
+from headwater.theory.forecast.length import LengthLaw, pooled_variance
+from headwater.theory.forecast.pointwise import function_fourth_ratio
 from headwater.theory.forecast.rules.elementwise import add, constant_of, scaled
-from headwater.theory.forecast.signals import Known, Law, Signal, Thing, to_signal, unify
+from headwater.theory.forecast.signals import Known, Law, Signal, Thing, to_signal, uneven_lengths, unify
 from headwater.theory.forecast.stats import Stats
 
 
@@ -37,13 +41,26 @@ def as_positions(thing: Thing, features: tuple[int, ...], call: Call, pixels: bo
         # A copy along a dimension says nothing new: it stays one.
         names = {a: a.of_kind("feature") for i, d in enumerate(thing.axes) for a in d
                  if i in features and a.kind == "unknown"}  # fmt: skip
-        return thing.renamed(names)
+        thing = thing.renamed(names)
+        laid = [a for i, d in enumerate(thing.axes) for a in d if i not in features and a.kind == "feature"]
+        return _laid_out(call, thing, laid, dense) if pixels and laid else thing
     names = {a: a.of_kind("position", dense) for a in unknown}
     has_samples = any(a.kind == "sample" for d in thing.axes for a in d)
     if unknown and not has_samples and len(unknown) == len({*unknown}) and unknown[0].size == call.samples > 1:
         names[unknown[0]] = unknown[0].of_kind("sample")
     names |= {a: a.of_kind("feature") for i in features for a in thing.axes[i]}
     return thing.renamed(names)
+
+
+def _laid_out(call: Call, signal: Signal, features: list[Atom], dense: bool) -> Signal:
+    """Features of a linear layer laid out as pixels: positions whose numbers are independent."""
+    names = {a: a.of_kind("position", dense) for a in features}
+    kept = any(not a.dense for a in signal.atoms)
+    if kept and dense:
+        names = {a: a.of_kind("position", False) for a in features}
+    stats = signal.stats.independent(tuple(names.values()))
+    axes: Axes = tuple(tuple(names.get(a, a) for a in d) for d in signal.axes)
+    return Signal.of(axes, stats, call.samples, signal.spread)
 
 
 def mixed(call: Call, thing: Thing, axes: Axes, fan: int, weight: Law, features: int) -> Signal:
@@ -85,8 +102,43 @@ def mixed(call: Call, thing: Thing, axes: Axes, fan: int, weight: Law, features:
             out.aligned + extra.aligned,
             out.between + extra.between,
         )
-    spread = signal.spread + 2.0 * out.mean_squared_correlation(call.samples) / max(1, features)
-    return Signal.of(axes, out, call.samples, spread)
+    own = 2.0 * out.mean_squared_correlation(call.samples) / max(1, features)
+    law = _length_law(call, thing, signal, fan, weight, features)
+    if law is not None and out.square[0] > 0.0:
+        out = out.scaled(math.sqrt(law.mean_square() / float(out.square[0])))
+        result = Signal.of(axes, out, call.samples, pooled_variance(law.variance, law.common, call.samples) + own)
+        assert result.carrier is not None
+        result.carrier.root.law = law
+        return result
+    profile = signal.profile if weight.mean == 0.0 and stats.positions == 1 else None
+    result = Signal.of(axes, out, call.samples, (signal.spread if profile is None else signal.noise) + own)
+    assert result.carrier is not None
+    result.carrier.root.profile = profile
+    return result
+
+
+def _length_law(call: Call, thing: Thing, signal: Signal, fan: int, weight: Law, features: int) -> LengthLaw | None:
+    """The law of a sample's length behind a dense layer of the forward pass; None where it is not followed."""
+    if weight.mean != 0.0 or weight.square == 0.0 or signal.stats.positions != 1 or not torch.is_grad_enabled():
+        return None
+    if not isinstance(thing, Signal):
+        if signal.stats.average() == 0.0:
+            return None
+        return LengthLaw(math.log(fan * weight.square * signal.stats.average()), uneven_lengths(thing), 0.0, features)
+    if thing.base is not None and thing.carrier is not None:
+        return None
+    term = thing.base or thing.carrier
+    assert term is not None
+    law, factor = term.root.law, thing.factor
+    if law is None:
+        return None
+    function = thing.function or (lambda t: factor * t)
+    pair = 0.0
+    if call.samples > 1:  # the average over pairs holds each sample with itself once in B
+        every = function_fourth_ratio(function, term.stats, call.samples)
+        alone = function_fourth_ratio(function, term.stats, 1)
+        pair = (call.samples * every - alone) / (call.samples - 1) / signal.features
+    return law.next(function, fan * weight.square, signal.features, features, pair)
 
 
 def _law_of(known: Known) -> Law:
@@ -117,13 +169,19 @@ def product(call: Call, first: Thing, second: Thing) -> Thing:
         return contracted(call, first, second)
     if isinstance(second, Law) or (isinstance(second, Known) and isinstance(first, Signal) and width == 2):
         law = second if isinstance(second, Law) else _law_of(second)
-        kinds = {a.kind for a in first.axes[-1]}
-        if isinstance(first, Signal) and kinds & {"position", "sample"}:
-            raise NoRuleError("a parameter summed over positions")
-        thing = as_positions(first, (-1,), call)
         columns = _count(second.axes[-1])
+        if isinstance(first, Signal) and any(a.kind == "position" for a in first.axes[-1]):
+            return _over_positions(call, first, law, columns)
+        thing = as_positions(first, (-1,), call)
         axes = (*thing.axes[:-1], (Atom("feature", columns),) if columns != 1 else ())
-        return mixed(call, thing, axes, _count(first.axes[-1]), law, columns)
+        out = mixed(call, thing, axes, _count(first.axes[-1]), law, columns)
+        laid = _laid(call, columns)
+        if laid is None:
+            return out
+        # The gradient of what was flattened: independent entries at every position.
+        positions = [a for a in laid if a.kind == "position"]
+        stats = out.stats.independent(positions)
+        return Signal.of((*axes[:-1], laid), stats, call.samples, out.spread)
     if isinstance(first, Law):
         flipped = product(call, _turned(second), _turned(first))
         return _turned(flipped)
@@ -132,6 +190,54 @@ def product(call: Call, first: Thing, second: Thing) -> Thing:
     batch = [(i, i) for i in range(len(first.axes) - 2)]
     first, second = unify(first, second, [*batch, (len(first.axes) - 1, width - 2)])
     return contracted(call, first, second)
+
+
+def _over_positions(call: Call, signal: Signal, weight: Law, columns: int) -> Signal:
+    """A matrix with independent entries that sums over positions: q' = fan · E[W²] · mean over positions of q.
+
+    Where it sums over features too (flattened pixels), its outputs are features. Where it sums over positions alone, each
+    feature by itself (token mixing), its outputs are new positions, independent of one another.
+    """
+    if signal.structure is not None:
+        raise NoRuleError("attention scores times a weight")
+    if weight.mean**2 > 1e-3 * weight.variance:
+        raise NoRuleError("a matrix over positions whose entries do not average to zero")
+    atoms = signal.axes[-1]
+    summed_over = [a for a in atoms if a.kind == "position"]
+    stats = signal.stats.broadcast(tuple(dict.fromkeys((*signal.stats.atoms, *summed_over))))
+    rest = [a for a in stats.atoms if a not in summed_over]
+    if len(rest) + len(summed_over) > 1 and not stats.dense and rest:
+        raise NoRuleError("a matrix over some of the pooled positions")
+    out = stats.averaged(rest).without_mean().scaled(math.sqrt(_count(atoms) * weight.square))
+    mixes_features = any(a.kind in ("feature", "unknown") for a in atoms)
+    others = any(a.kind == "feature" for d in signal.axes[:-1] for a in d)
+    if mixes_features or not others:
+        _lay(call, atoms)
+        new: tuple[Atom, ...] = (Atom("feature", columns),) if columns != 1 else ()
+    else:
+        new = (Atom("position", columns, all(a.dense for a in atoms)),) if columns != 1 else ()
+        out = out.independent(new)
+    spread = signal.spread + 2.0 * out.mean_squared_correlation(call.samples) / max(1, columns)
+    return Signal.of((*signal.axes[:-1], new), out, call.samples, spread)
+
+
+def _memories(call: Call) -> list[Hashable]:
+    return [call.engine.key(t)[0] for t in call.args if isinstance(t, Tensor) and t.is_meta]
+
+
+def _lay(call: Call, atoms: tuple[Atom, ...]) -> None:
+    """Remember what the columns of a weight count, for the gradient that comes back through it."""
+    for memory in _memories(call):
+        call.engine.notes["laid", memory] = atoms
+
+
+def _laid(call: Call, columns: int) -> tuple[Atom, ...] | None:
+    for memory in _memories(call):
+        atoms = call.engine.notes.get(("laid", memory))
+        if atoms is not None and _count(atoms) == columns:
+            found: tuple[Atom, ...] = atoms
+            return found
+    return None
 
 
 def _turned(thing: Thing) -> Thing:
