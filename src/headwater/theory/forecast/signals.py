@@ -11,10 +11,23 @@ import torch
 from torch import Tensor
 
 from headwater.theory.forecast.axes import Atom, Axes, NoRuleError, Splits, flat, refine, split_atoms
+from headwater.theory.forecast.length import GradientProfile, LengthLaw
 from headwater.theory.forecast.pointwise import Function, function_fourth_ratio, function_stats
 from headwater.theory.forecast.stats import Stats
 
-__all__ = ["Known", "Law", "Root", "Signal", "Source", "Term", "Thing", "rename", "to_signal", "unify"]
+__all__ = [
+    "Known",
+    "Law",
+    "Root",
+    "Signal",
+    "Source",
+    "Term",
+    "Thing",
+    "rename",
+    "to_signal",
+    "uneven_lengths",
+    "unify",
+]
 
 
 _LARGEST_SAMPLE = 1 << 22  # elements of known values that moments are taken of; chosen by us
@@ -30,6 +43,8 @@ class Root:
             logarithm below the logarithm of the mean.
         structure: what else a rule knows about it (attention weights and their gradients).
         main_share: of a sum of two: the larger part's share of the mean square; 0 for anything else.
+        law: of pre-activations of a dense layer: the law of a sample's squared length; None where it is not followed.
+        profile: of a gradient: its square as a function of the sample's length at the layer it comes from, or None.
         removed: of a gradient: how much of its component along the mean over features, and along what the normalisation
             before this one put out, was projected out already, 0 to 1 each.
     """
@@ -39,6 +54,19 @@ class Root:
     structure: Any = None
     main_share: float = 0.0
     removed: tuple[float, float] = (0.0, 0.0)
+    law: LengthLaw | None = None
+    profile: GradientProfile | None = None
+
+    def whole_spread(self, samples: int) -> float:
+        """The spread with what the lengths of samples bring about in a gradient.
+
+        Args:
+            samples: B.
+
+        Returns:
+            Relative variance of the mean square.
+        """
+        return self.spread + (0.0 if self.profile is None else self.profile.variance(samples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +116,7 @@ class Signal:
     samples: int = 1
     _stats: Stats | None = field(default=None, repr=False)
     _spread: float | None = field(default=None, repr=False)
+    _along: tuple[Function | None, GradientProfile | None, float] | None = field(default=None, repr=False)
 
     @staticmethod
     def of(axes: Axes, stats: Stats, samples: int, spread: float = 0.0, structure: Any = None) -> Signal:
@@ -133,8 +162,41 @@ class Signal:
                 if self.carrier is not None:
                     atoms = tuple(dict.fromkeys((*self.base.atoms, *self.carrier.atoms)))
                     values = self.carrier.stats.broadcast(atoms).product(values.broadcast(atoms))
+                    values = values.scaled(math.sqrt(self._behind_slope()[1]))
                 self._stats = values
         return self._stats
+
+    def _behind_slope(self) -> tuple[GradientProfile | None, float]:
+        """Of a gradient times φ'(u) where the law of u's length is known; None and 1 for anything else.
+
+        Returns:
+            Its profile, and E φ'² over that law over φ'² at the mean length.
+        """
+        if self._along is None or self._along[0] is not self.function:
+            self._along = self.function, None, 1.0
+            if self.carrier is not None and self.base is not None and self.carrier.root.law is None:
+                law, of_base = self.base.root.law, self.base.stats
+                if law is not None and of_base.positions == 1 == self.carrier.stats.positions:
+                    assert self.function is not None
+                    profile, factor = GradientProfile.behind_slope(self.carrier.root.profile, law, self.function)
+                    flat = function_stats(self.function, of_base).average()
+                    if factor > 0.0 and flat > 0.0:
+                        self._along = self.function, profile, factor / flat
+        return self._along[1:]
+
+    @property
+    def profile(self) -> GradientProfile | None:
+        """Of a gradient: its square as a function of the sample's length, where that is followed."""
+        if self.plain:
+            assert self.carrier is not None
+            return self.carrier.root.profile
+        return self._behind_slope()[0]
+
+    @property
+    def noise(self) -> float:
+        """The spread without what the lengths of samples bring about."""
+        profile = self.profile
+        return max(0.0, self.spread - (0.0 if profile is None else profile.variance(self.samples)))
 
     @property
     def spread(self) -> float:
@@ -143,7 +205,7 @@ class Signal:
             base = self.base
             if base is None:
                 assert self.carrier is not None
-                self._spread = self.carrier.root.spread
+                self._spread = self.carrier.root.whole_spread(self.samples)
             else:
                 assert self.function is not None
                 of_base = base.stats
@@ -156,7 +218,11 @@ class Signal:
                     atoms = tuple(dict.fromkeys((*base.atoms, *self.carrier.atoms)))
                     weights = self.carrier.stats.broadcast(atoms)
                     uneven = function_fourth_ratio(self.function, of_base.broadcast(atoms), self.samples, weights)
-                    self._spread = self.carrier.root.spread + uneven / self.features
+                    profile, root = self._behind_slope()[0], self.carrier.root
+                    if profile is None:
+                        self._spread = root.whole_spread(self.samples) + uneven / self.features
+                    else:  # the whole path's, instead of the carrier's part of it
+                        self._spread = root.spread + profile.variance(self.samples) + uneven / self.features
         return self._spread
 
     # ---------------------------------------------------------------- the same numbers under other names
@@ -425,3 +491,26 @@ def _known_stats(known: Known, atoms: tuple[Atom, ...], has_samples: bool) -> St
     within = torch.tensor([[apart]], dtype=torch.float64)
     aligned = torch.tensor([aligned_value], dtype=torch.float64)
     return Stats(atoms, mean, square, within, aligned, torch.tensor([[across]], dtype=torch.float64))
+
+
+def uneven_lengths(thing: Known | Law) -> float:
+    """How much the samples of an input differ in length: Var over samples of ln mean x².
+
+    Args:
+        thing: known values, or independent numbers of one law, which are taken as Gaussian.
+
+    Returns:
+        The variance; 0 without samples.
+    """
+    mine = flat(thing.axes)
+    samples = [i for i, a in enumerate(mine) if a.kind == "sample"]
+    features = math.prod(a.size for a in mine if a.kind != "sample")
+    if not samples:
+        return 0.0
+    if isinstance(thing, Law):
+        ratio = thing.variance / thing.square if thing.square > 0.0 else 0.0
+        return 2.0 * ratio * (2.0 - ratio) / features  # Var x² = 2 s⁴ + 4 m² s²
+    value = thing.value.detach().reshape([a.size for a in mine]).double()
+    lengths = value.square().mean([i for i in range(len(mine)) if i not in samples]).reshape(-1)
+    lengths = lengths[lengths > 0.0]
+    return float(lengths.log().var(correction=0)) if len(lengths) > 1 else 0.0
