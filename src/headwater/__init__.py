@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from headwater._measure import measure
     from headwater._predict import predict
     from headwater._prescribe import prescribe
+    from headwater._watch import watch
     from headwater.detectors import DEFAULT_DETECTORS, Detector
     from headwater.detectors.over_time import DEFAULT_ALERTS
+    from headwater.store import open_run
     from headwater.theory import critical_init, gain
 
 __version__ = "0.1.0"
@@ -39,9 +41,11 @@ __all__ = [
     "gain",
     "init",
     "measure",
+    "open_run",
     "predict",
     "prescribe",
     "testing",
+    "watch",
 ]
 
 # What needs torch is imported when it is first used, so that `headwater --help` answers at once.
@@ -54,8 +58,10 @@ _LAZY = {
     "explain_init": "headwater._explain_init",
     "gain": "headwater.theory",
     "measure": "headwater._measure",
+    "open_run": "headwater.store",
     "predict": "headwater._predict",
     "prescribe": "headwater._prescribe",
+    "watch": "headwater._watch",
 }
 
 

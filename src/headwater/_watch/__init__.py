@@ -1,0 +1,487 @@
+"""headwater.watch: gradient health during training, from two lines around the loop."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import headwater
+from headwater._watch.pipeline import LOG, Pipeline
+from headwater.capture.names import make_filter
+from headwater.capture.training.pair import Options, Pair
+from headwater.capture.training.schedule import Activations, Schedule
+from headwater.detectors.over_time import DEFAULT_ALERTS, Alert
+from headwater.errors import InputError, NothingObservedError, TrainingStopped
+from headwater.records import Finding
+from headwater.records.step import RunEvent, StepRecord
+from headwater.records.step_profile import RunContext
+from headwater.store import RunWriter
+
+__all__ = ["Overhead", "Watch", "watch"]
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What watching has cost.
+
+    Attributes:
+        seconds: of the training thread, inside headwater's hooks.
+        recorder_seconds: processor time of the recorder's own thread.
+        bytes: of memory that headwater holds on the devices of the model.
+        elapsed_seconds: since watching began.
+        share: seconds / elapsed_seconds; 0 before the first step.
+    """
+
+    seconds: float
+    recorder_seconds: float
+    bytes: int
+    elapsed_seconds: float
+    share: float
+
+
+class Watch:
+    """A training run that is being watched; made by :func:`watch`."""
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[str, nn.Module, Sequence[Optimizer]]],
+        run: str | Path | None,
+        schedule: Schedule,
+        options: Options,
+        alerts: Sequence[Alert],
+        sinks: Sequence[Any],
+        keep: Callable[..., bool],
+        scaler: Any,
+        on_record: Callable[[StepRecord], object] | None,
+        enabled: bool,
+    ) -> None:
+        self._given = [(name, weakref.ref(model), [weakref.ref(o) for o in opts]) for name, model, opts in pairs]
+        self._run = None if run is None else Path(run)
+        self._schedule, self._options = schedule, options
+        self._alerts, self._sinks = tuple(alerts), tuple(sinks)
+        self._keep, self._scaler, self._on_record = keep, scaler, on_record
+        self._enabled = enabled
+        self._pairs: list[Pair] = []
+        self._pipeline: Pipeline | None = None
+        self._began = 0.0
+        self._ended: float | None = None
+        self._state: Mapping[str, Any] | None = None
+
+    # ---------------------------------------------------------------- life
+
+    def attach(self) -> Self:
+        """Put the hooks on; a second time does nothing but say so.
+
+        Returns:
+            This watch.
+
+        Raises:
+            OutputError: the run cannot be written, or something else is writing it.
+        """
+        if not self._enabled:
+            return self
+        if self._pipeline is not None and self._ended is None:
+            LOG.warning("this watch is attached already; nothing was done")
+            return self
+        live = [(name, model(), [o() for o in opts]) for name, model, opts in self._given]
+        if any(model is None or any(o is None for o in opts) for _, model, opts in live):
+            raise InputError("the model or its optimizer is gone; make a new watch")
+        contexts = {name: _context(model) for name, model, _ in live if model is not None}
+        metadata = self._metadata(contexts)
+        writer = None if self._run is None else RunWriter(self._run, metadata)
+        try:
+            self._pipeline = Pipeline(self._alerts, writer, self._sinks, contexts, self._on_record)
+            self._began, self._ended = time.perf_counter(), None
+            self._pairs = [
+                Pair(
+                    name, model, [o for o in opts if o is not None], self._schedule, self._options, self._pipeline,
+                    self._keep, self._scaler, self._began,
+                )
+                for name, model, opts in live
+                if model is not None
+            ]  # fmt: skip
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            self._pipeline = None
+            raise
+        resumed = self._state is not None
+        if self._state is not None:
+            self._restore(self._state)
+        now = time.time()
+        first = min((p.step for p in self._pairs), default=0)
+        self._pipeline.tell(
+            RunEvent(
+                kind="resumed" if resumed else "attached",
+                step=first,
+                time=now,
+                message=f"watching {sum(len(p.inventory.tracked) for p in self._pairs)} parameters "
+                + (f"again from step {first}" if resumed else f"every {self._schedule.every} steps"),
+            )
+        )
+        for pair in self._pairs:
+            self._tell_what_is_not_seen(pair)
+            pair.attach()
+        _attached.add(self)
+        return self
+
+    def detach(self) -> None:
+        """Take the hooks off, write what is left and close the run; a second time does nothing.
+
+        Raises:
+            NothingObservedError: optimizers stepped, and not one gradient was seen at any of the recorded steps.
+        """
+        self._detach(complain=True)
+
+    def _detach(self, *, complain: bool) -> None:
+        if self._pipeline is None or self._ended is not None:
+            return
+        for pair in self._pairs:
+            pair.detach()
+        self._ended = time.perf_counter()
+        _attached.discard(self)
+        steps = max((p.step for p in self._pairs), default=0)
+        recorded = sum(p.recorded_steps for p in self._pairs)
+        observed = any(p.observed_anything for p in self._pairs)
+        self._pipeline.tell(
+            RunEvent(
+                kind="detached",
+                step=steps,
+                time=time.time(),
+                message=f"{steps} optimizer steps, {recorded} rows recorded",
+            )
+        )
+        self._pipeline.close({"overhead": asdict(self.overhead)})
+        if complain and recorded and not observed:
+            raise NothingObservedError(
+                f"{steps} optimizer steps, and no parameter of the watched model had a gradient at any recorded one. Is it "
+                "the model that the optimizer was made for, and does the loss depend on it?"
+            )
+
+    def __enter__(self) -> Self:
+        return self.attach() if self._pipeline is None or self._ended is not None else self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._detach(complain=kind is None)
+        return isinstance(error, TrainingStopped)
+
+    # ---------------------------------------------------------------- during training
+
+    def record(self, loss: float | Tensor | None = None, **scalars: float | Tensor) -> None:
+        """Give numbers of the step in progress, or of the one just taken, to the record.
+
+        Args:
+            loss: of the step; a tensor is not waited for.
+            **scalars: other numbers, handed to the sinks by name.
+        """
+        if isinstance(loss, Tensor):
+            loss = loss.detach().reshape(()) if loss.numel() == 1 else None
+        for pair in self._pairs:
+            pair.give(loss, dict(scalars))
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether an alert has asked to stop."""
+        return self._pipeline is not None and self._pipeline.stopping
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the alerts have found so far, in the order of the steps."""
+        self._catch_up()
+        return () if self._pipeline is None else tuple(self._pipeline.findings)
+
+    @property
+    def events(self) -> tuple[RunEvent, ...]:
+        """What has happened so far and is no number."""
+        self._catch_up()
+        return () if self._pipeline is None else tuple(self._pipeline.events)
+
+    def _catch_up(self) -> None:
+        if self._pipeline is not None and self._ended is None:
+            self._pipeline.wait()
+
+    @property
+    def run(self) -> Path | None:
+        """Where the run is written."""
+        return self._run
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far (of the model furthest ahead); skipped ones count."""
+        return max((p.step for p in self._pairs), default=0)
+
+    @property
+    def overhead(self) -> Overhead:
+        """What watching has cost so far."""
+        elapsed = (self._ended or time.perf_counter()) - self._began if self._pipeline is not None else 0.0
+        seconds = sum(p.own_seconds for p in self._pairs)
+        recorder = 0.0 if self._pipeline is None else self._pipeline.seconds
+        held = sum(p.held_bytes() for p in self._pairs)
+        return Overhead(seconds, recorder, held, elapsed, seconds / elapsed if elapsed else 0.0)
+
+    def summary(self) -> str:
+        """A few lines: what was seen, what was not and why, what it cost."""
+        if not self._enabled:
+            return "headwater is switched off"
+        if self._pipeline is None:
+            return "not attached yet"
+        self._catch_up()
+        cost = self.overhead
+        lines = []
+        for pair in self._pairs:
+            lines += pair.coverage_lines()
+        lines.append(f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}")
+        lines += [f"  {finding}" for finding in self.findings]
+        lines.append(
+            f"cost {cost.seconds:.3g} s of {cost.elapsed_seconds:.3g} s ({100 * cost.share:.2g} %), "
+            f"{cost.recorder_seconds:.3g} s in the recorder's thread, {cost.bytes:,} bytes held"
+        )
+        return "\n".join(lines)
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same step numbers and the same alarms, as strict JSON values."""
+        self._catch_up()
+        return {
+            "version": 1,
+            "groups": {p.group: p.state_dict() for p in self._pairs},
+            "schedule": self._schedule.state_dict(),
+            "alerts": None if self._pipeline is None else self._pipeline.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved run ended; before or after attaching, before the first step.
+
+        Args:
+            state: from :meth:`state_dict`.
+
+        Raises:
+            InputError: it is of something else.
+        """
+        if state.get("version") != 1 or "groups" not in state:
+            raise InputError("this is no state of a watch: expected version 1 and groups")
+        self._state = state
+        if self._pipeline is not None:
+            self._restore(state)
+            for pair in self._pairs:
+                pair.rearm()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        for pair in self._pairs:
+            if pair.group in state["groups"]:
+                pair.load_state_dict(state["groups"][pair.group])
+        self._schedule.load_state_dict(state["schedule"])
+        if state.get("alerts") is not None and self._pipeline is not None:
+            self._pipeline.load_state_dict(state["alerts"])
+
+    # ---------------------------------------------------------------- what is said at the start
+
+    def _metadata(self, contexts: Mapping[str, RunContext]) -> dict[str, Any]:
+        only = next(iter(contexts.values())) if len(contexts) == 1 else None
+        return {
+            "model_type": only.model_type if only else ", ".join(c.model_type for c in contexts.values()),
+            "torch_version": str(torch.__version__),
+            "headwater_version": headwater.__version__,
+            "python_version": platform.python_version(),
+            "device": next(iter(contexts.values())).device,
+            "dtype": next(iter(contexts.values())).dtype,
+            "seed": torch.initial_seed(),
+            "context": asdict(only) if only else {name: asdict(c) for name, c in contexts.items()},
+            "schedule": {
+                "every": self._schedule.every,
+                "start": self._schedule.start,
+                "stop": self._schedule.stop,
+                "activations": self._schedule.activations,
+                "max_overhead": self._schedule.max_overhead,
+            },
+            "options": asdict(self._options),
+        }
+
+    def _tell_what_is_not_seen(self, pair: Pair) -> None:
+        assert self._pipeline is not None
+        for message, names in pair.not_seen():
+            self._pipeline.tell(
+                RunEvent(
+                    kind="not_observed",
+                    step=pair.step,
+                    group=pair.group,
+                    time=time.time(),
+                    message=message,
+                    names=names,
+                )
+            )
+
+
+_attached: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """A program that ends without detaching still gets its last rows."""
+    for watch_ in list(_attached):
+        watch_._detach(complain=False)
+
+
+atexit.register(_end_all)
+
+
+def _context(model: nn.Module) -> RunContext:
+    first = next(model.parameters(), None)
+    inner = model
+    while type(inner).__name__ in ("OptimizedModule", "DistributedDataParallel", "DataParallel"):
+        inner = next(inner.children())
+    return RunContext(
+        model_type=type(inner).__name__,
+        torch_version=str(torch.__version__),
+        headwater_version=headwater.__version__,
+        device="" if first is None else str(first.device),
+        dtype="" if first is None else str(first.dtype).removeprefix("torch."),
+        seed=torch.initial_seed(),
+    )
+
+
+def watch(
+    model: Any,
+    optimizer: Any = None,
+    run: str | Path | None = None,
+    *,
+    every: int = 10,
+    start: int = 0,
+    stop: int | None = None,
+    activations: Activations = "sampled",
+    alerts: Sequence[Alert] | None = None,
+    sinks: Sequence[Any] = (),
+    max_overhead: float | None = 0.01,
+    statistics: Literal["all", "norms"] = "all",
+    updates: Literal["sampled", "exact"] | None = "sampled",
+    histograms: bool = False,
+    micro: bool = False,
+    scaler: Any = None,
+    include: object = None,
+    exclude: object = None,
+    on_record: Callable[[StepRecord], object] | None = None,
+    enabled: bool = True,
+) -> Watch:
+    """Watch the gradients of a training run, one row per recorded optimizer step.
+
+    Used as ``with headwater.watch(model, optimizer, run="runs/a"): ...`` around the training loop, or through ``attach()``
+    and ``detach()``; the loop itself stays as it is.
+
+    Args:
+        model: the model; or ``{"G": (generator, its optimizer), "D": (…, …)}`` for several; or a list of models.
+        optimizer: its optimizer; a list (or the values of a dict) of several that share the model, such as one per parameter
+            that steps inside the backward; for a list of models a list as long.
+        run: folder of the run file; None writes none.
+        every: record every that many optimizer steps; steps 0, 1, 2, 4, 8 and the last one are recorded too.
+        start: first step to record.
+        stop: first step that is no longer recorded.
+        activations: ``sampled``: look at layers on the early steps and every tenth recorded one; ``recorded``: on all of
+            them; None: never.
+        alerts: see :mod:`headwater.detectors.over_time`; None for the default ones.
+        sinks: objects with ``write(scalars, step)`` and ``close()``, see :mod:`headwater.integrations`.
+        max_overhead: share of the elapsed time that recording may cost (after a first second); above it ``every`` is
+            stretched. None for no limit.
+        statistics: ``all`` of them, or ``norms`` (l2 norm, NaN and infinities), which is cheaper.
+        updates: ‖Δw‖/‖w‖ of each step from a sample of the elements, exactly, or (None) not at all.
+        histograms: also count elements per power of two on sampled steps.
+        micro: rows for each micro-batch too.
+        scaler: the GradScaler; found by itself when it is torch's.
+        include: parameters and layers to watch: glob, compiled regular expression, class, callable of (name, object), or a
+            list of these.
+        exclude: the same, of those to leave out.
+        on_record: called with every record, in the recorder's thread.
+        enabled: False for a watch that does nothing; ``HEADWATER_DISABLE=1`` in the environment does the same.
+
+    Returns:
+        The watch; hooks are put on by ``with`` or ``attach()``.
+
+    Raises:
+        InputError: an argument has no meaning, or ``activations="recorded"`` was asked of a compiled model.
+
+    Example:
+        >>> import torch, headwater
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> seen = []
+        >>> with headwater.watch(model, optimizer, every=2, on_record=seen.append):
+        ...     for _ in range(5):
+        ...         optimizer.zero_grad()
+        ...         model(torch.ones(4, 3)).square().mean().backward()
+        ...         optimizer.step()
+        >>> [record.step for record in seen]
+        [0, 1, 2, 4]
+    """
+    enabled = enabled and os.environ.get("HEADWATER_DISABLE", "") in ("", "0")
+    if statistics not in ("all", "norms"):
+        raise InputError(f'statistics should be "all" or "norms", got {statistics!r}')
+    if updates not in ("sampled", "exact", None):
+        raise InputError(f'updates should be "sampled", "exact" or None, got {updates!r}')
+    pairs = _pairs(model, optimizer)
+    schedule = Schedule(every, start, stop, activations, max_overhead)
+    return Watch(
+        pairs,
+        run,
+        schedule,
+        Options(statistics, updates, micro, histograms),
+        DEFAULT_ALERTS if alerts is None else alerts,
+        sinks,
+        make_filter(include, exclude),
+        scaler,
+        on_record,
+        enabled,
+    )
+
+
+def _pairs(model: Any, optimizer: Any) -> list[tuple[str, nn.Module, list[Optimizer]]]:
+    if isinstance(model, Mapping):
+        if optimizer is not None:
+            raise InputError("a dict of models holds the optimizers too: {name: (model, optimizer)}")
+        return [(str(name), *_pair(entry, name)) for name, entry in model.items()]
+    if isinstance(model, list | tuple) and not isinstance(model, nn.Module):
+        optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else []
+        if len(model) != len(optimizers):
+            raise InputError(f"{len(model)} models need as many optimizers, got {len(optimizers)}")
+        if len(model) == 1:
+            return [("", *_pair((model[0], optimizers[0]), "0"))]
+        return [(str(i), *_pair(entry, i)) for i, entry in enumerate(zip(model, optimizers, strict=True))]
+    return [("", *_pair((model, optimizer), ""))]
+
+
+def _pair(entry: Any, name: object) -> tuple[nn.Module, list[Optimizer]]:
+    try:
+        model, optimizer = entry
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name!r} should be (model, optimizer), got {type(entry).__name__}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model should be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(optimizer, Mapping):
+        optimizer = list(optimizer.values())
+    given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    found = [_unwrapped(o) for o in given]
+    if not found:
+        raise InputError("at least one optimizer is needed: its steps are what is recorded")
+    return model, found
+
+
+def _unwrapped(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside Accelerate's, Lightning's or another wrapper."""
+    seen = optimizer
+    while isinstance(inner := getattr(seen, "optimizer", None), Optimizer):
+        seen = inner
+    if not isinstance(seen, Optimizer):
+        raise InputError(f"the optimizer should be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return seen

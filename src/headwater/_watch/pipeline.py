@@ -1,0 +1,333 @@
+"""From raw steps to the run file, the alerts and the sinks: the recorder's own thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from headwater.capture.training.pair import Receiver
+from headwater.capture.training.raw import RawStep, number, record_of
+from headwater.detectors.over_time import Alert, AlertDesk, Decision
+from headwater.errors import HeadwaterError, TrainingStopped, UnhealthyError
+from headwater.records import Finding, Statistics
+from headwater.records.step import RunEvent, StepRecord
+from headwater.records.step_profile import RunContext, profile_of_step
+from headwater.records.step_scalars import summary_scalars
+
+__all__ = ["LOG", "Pipeline", "Writer"]
+
+LOG = logging.getLogger("headwater")
+
+QUEUE_LIMIT = 256
+"""Raw steps that may wait for the recorder's thread; beyond that training waits for it (chosen by us)."""
+
+
+class Writer(Protocol):
+    """What a run is written with; :class:`headwater.store.RunWriter` is one."""
+
+    def write(self, record: StepRecord) -> None:
+        """Append one step."""
+
+    def write_event(self, event: RunEvent) -> None:
+        """Append one event."""
+
+    def write_finding(self, finding: Finding, group: str = "") -> None:
+        """Append one finding."""
+
+    def update_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Replace entries of the metadata."""
+
+    def flush(self) -> None:
+        """Write what waits."""
+
+    def close(self) -> None:
+        """Write what waits and end."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """A thing for the recorder's thread to do, and who waits for it."""
+
+    action: Callable[[], None]
+    done: threading.Event | None = None
+
+
+class Pipeline(Receiver):
+    """Takes what the hooks hand over; everything that takes time happens in a thread of its own.
+
+    Args:
+        alerts: which alerts look at the steps.
+        writer: of the run file, or None.
+        sinks: objects with ``write(scalars, step)`` and ``close()``.
+        contexts: what the profiles of each group say about the run.
+        on_record: called with every record, in the recorder's thread.
+    """
+
+    def __init__(
+        self,
+        alerts: Sequence[Alert],
+        writer: Writer | None,
+        sinks: Sequence[Any],
+        contexts: Mapping[str, RunContext],
+        on_record: Callable[[StepRecord], object] | None = None,
+    ) -> None:
+        # Alerts that may end the training see a step before the optimizer takes it, the others once it is complete. One
+        # that reads what the step did to the parameters can only be asked afterwards.
+        early = [a for a in alerts if a.action in ("raise", "stop") and not getattr(a, "needs_update", False)]
+        self._early = AlertDesk(early)
+        self._late = AlertDesk([a for a in alerts if a not in early])
+        AlertDesk(alerts)  # the same code twice, in whichever half
+        self.writer, self.sinks = writer, tuple(sinks)
+        self.contexts = dict(contexts)
+        self.on_record = on_record
+        self.findings: list[Finding] = []
+        self.events: list[RunEvent] = []
+        self.stopping = False
+        self.failures: list[str] = []
+        self.records_seen = 0
+        self._values: dict[str, dict[str, Statistics]] = {}
+        self._raising: UnhealthyError | None = None
+        self._queue: queue.Queue[_Request | None] = queue.Queue(QUEUE_LIMIT)
+        self._thread: threading.Thread | None = None
+        self._seconds = 0.0
+        self._closed = False
+        self._broken_sinks: set[int] = set()
+
+    # ---------------------------------------------------------------- from the training thread
+
+    @property
+    def blocks(self) -> bool:
+        """Whether some alert must decide before the optimizer steps."""
+        return bool(self._early.alerts)
+
+    @property
+    def seconds(self) -> float:
+        """Processor time of the recorder's thread."""
+        return self._seconds
+
+    def take(self, raw: RawStep) -> None:
+        """A step is complete."""
+        raw.ship()
+        self._send(lambda: self._complete(raw))
+
+    def decide(self, raw: RawStep) -> None:
+        """A step is about to be taken."""
+        raw.ship()
+        self._send(lambda: self._preliminary(raw), wait=True)
+        error, self._raising = self._raising, None
+        if error is not None:
+            raise error
+
+    def raise_late(self) -> None:
+        """Raise what an alert that sees complete steps only has asked for since; between two steps.
+
+        Raises:
+            UnhealthyError: an alert asked for it.
+        """
+        error, self._raising = self._raising, None
+        if error is not None:
+            raise error
+
+    def tell(self, event: RunEvent) -> None:
+        """Something happened."""
+        self._send(lambda: self._event(event))
+
+    def failed(self, error: Exception) -> None:
+        """A hook raised: what an alert asked for goes on to the training loop, a fault of headwater's own does not.
+
+        Raises:
+            Exception: the one that an alert asked for.
+        """
+        if isinstance(error, UnhealthyError):
+            raise error
+        text = "".join(traceback.format_exception(error))
+        self.failures.append(text)
+        message = (
+            f"headwater stopped watching after a fault of its own, training goes on: {type(error).__name__}: {error}"
+        )
+        LOG.error("%s\n%s", message, text)
+        self.tell(RunEvent(kind="notice", time=time.time(), message=message))
+
+    def wait(self) -> None:
+        """Return when everything handed over so far has been worked through and written."""
+        self._send(self._flush, wait=True)
+
+    def close(self, metadata: Mapping[str, Any]) -> None:
+        """Work through what is left, write it, close the sinks and end the thread; nothing happens the second time.
+
+        Args:
+            metadata: last words about the run, such as its cost.
+        """
+        if self._closed:
+            return
+        self._send(lambda: self._end(metadata), wait=True)
+        self._closed = True
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _send(self, action: Callable[[], None], *, wait: bool = False) -> None:
+        if self._closed:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_work, args=(self._queue, self), name="headwater-recorder", daemon=True
+            )
+            self._thread.start()
+        done = threading.Event() if wait else None
+        self._queue.put(_Request(action, done))
+        if done is not None:
+            done.wait()
+
+    # ---------------------------------------------------------------- in the recorder's thread
+
+    def run(self, request: _Request) -> None:
+        """Do one thing; a fault is said, and never ends the thread."""
+        start = time.thread_time()
+        try:
+            request.action()
+        except Exception as error:  # nothing that goes wrong here may end the recording of what comes after
+            self.failures.append("".join(traceback.format_exception(error)))
+            LOG.exception("headwater could not work through one step")
+        finally:
+            self._seconds += time.thread_time() - start
+            if request.done is not None:
+                request.done.set()
+
+    def _preliminary(self, raw: RawStep) -> None:
+        record = raw.base = record_of(raw)
+        self._act(self._judge(self._early, record), record)
+
+    def _complete(self, raw: RawStep) -> None:
+        seen_early = raw.base is not None
+        record = record_of(raw)
+        self.records_seen += 1
+        if self.writer is not None:
+            self.writer.write(record)
+        if not seen_early:
+            self._act(self._judge(self._early, record), record)
+        self._act(self._judge(self._late, record), record)
+        self._to_sinks(record, {name: number(value) for name, value in raw.scalars.items()})
+        if self.on_record is not None:
+            self.on_record(record)
+
+    def _judge(self, desk: AlertDesk, record: StepRecord) -> list[Decision]:
+        if not desk.alerts:
+            return []
+        profile = None
+        known = self._values.setdefault(record.group, {})
+        block = record.block("value")
+        if record.activations and desk.needs_profile:
+            profile = profile_of_step(record, self.contexts.get(record.group, RunContext()), known)
+        if block is not None and len(block.columns) > 3:
+            known.update((tensor.name, statistics) for tensor, statistics in block.statistics())
+        return desk.consider(record, profile)
+
+    def _act(self, decisions: Sequence[Decision], record: StepRecord) -> None:
+        for decision in decisions:
+            if not decision.is_new:
+                continue
+            finding = decision.finding
+            self.findings.append(finding)
+            if self.writer is not None:
+                self.writer.write_finding(finding, decision.group)
+            if decision.flight:
+                self._flight(decision, record)
+            if callable(decision.action):
+                decision.action(finding)
+            elif decision.action == "warn":
+                LOG.warning("%s", finding)
+            else:
+                self.stopping = True
+                cls = TrainingStopped if decision.action == "stop" else UnhealthyError
+                if self._raising is None or decision.action == "raise":
+                    self._raising = cls(str(finding), (finding,))
+
+    def _flight(self, decision: Decision, record: StepRecord) -> None:
+        steps = ", ".join(str(r.step) for r in decision.flight)
+        self._event(
+            RunEvent(
+                kind="flight_record",
+                step=record.step,
+                group=record.group,
+                time=record.time,
+                message=f"{decision.finding.code}: the recorded steps before it are {steps}",
+                names=decision.finding.where,
+            )
+        )
+
+    def _event(self, event: RunEvent) -> None:
+        self.events.append(event)
+        if self.writer is not None:
+            self.writer.write_event(event)
+
+    def _to_sinks(self, record: StepRecord, extra: Mapping[str, float | None]) -> None:
+        for index, sink in enumerate(self.sinks):
+            if index in self._broken_sinks:
+                continue
+            try:
+                naming, per_layer = getattr(sink, "naming", "headwater"), getattr(sink, "per_layer", ())
+                scalars = summary_scalars(record, naming, per_layer=per_layer)
+                scalars |= {name: value for name, value in extra.items() if value is not None}
+                if scalars:
+                    sink.write(scalars, record.step)
+            except Exception as error:  # a sink that fails must not cost the others their rows
+                self._broken_sinks.add(index)
+                message = f"the sink {type(sink).__name__} failed and gets no more: {type(error).__name__}: {error}"
+                LOG.warning("%s", message)
+                self._event(RunEvent(kind="notice", step=record.step, time=time.time(), message=message))
+
+    def _flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
+    def idle(self) -> None:
+        """Nothing came for a second."""
+        with contextlib.suppress(HeadwaterError):
+            self._flush()
+
+    def _end(self, metadata: Mapping[str, Any]) -> None:
+        for index, sink in enumerate(self.sinks):
+            if index not in self._broken_sinks:
+                try:
+                    sink.close()
+                except Exception as error:  # the run file is still to be closed
+                    LOG.warning("closing the sink %s failed: %s", type(sink).__name__, error)
+        if self.writer is not None:
+            self.writer.update_metadata(metadata)
+            self.writer.close()
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later alarms depend on."""
+        return {"early": self._early.state_dict(), "late": self._late.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved run ended.
+
+        Args:
+            state: from :meth:`state_dict`.
+        """
+        self._early.load_state_dict(state["early"])
+        self._late.load_state_dict(state["late"])
+
+
+def _work(waiting: queue.Queue[_Request | None], pipeline: Pipeline) -> None:
+    while True:
+        try:
+            request = waiting.get(timeout=1.0)
+        except queue.Empty:
+            pipeline.idle()
+            continue
+        if request is None:
+            return
+        pipeline.run(request)

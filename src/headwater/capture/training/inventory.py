@@ -1,0 +1,218 @@
+"""The parameters that a run watches: found once, looked at again at every recorded step."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from headwater.capture._torch_compat import is_compiled
+from headwater.capture.names import ROOT, Filter, clean_names, parameter_role, weight_fans
+from headwater.capture.parameters import list_parameters
+from headwater.records.step import WatchedTensor
+
+__all__ = ["Changes", "Inventory", "Tracked", "prefixed"]
+
+
+def prefixed(group: str, name: str) -> str:
+    """A name as a run with several models shows it."""
+    return f"{group}.{name}" if group else name
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One watched parameter.
+
+    Attributes:
+        owner: the module that registers it; weak, so that watching keeps no model alive.
+        attribute: its name there.
+        watched: its record.
+        position: in the inventory.
+    """
+
+    owner: weakref.ref[nn.Module]
+    attribute: str
+    watched: WatchedTensor
+    position: int
+
+    def tensor(self) -> Tensor | None:
+        """The parameter as it is now; None when it is gone."""
+        owner = self.owner()
+        if owner is None:
+            return None
+        found = owner._parameters.get(self.attribute)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What became of the parameters since they were last looked at: names.
+
+    Attributes:
+        frozen: no longer require a gradient.
+        unfrozen: require one now.
+        added: were not there before.
+    """
+
+    frozen: tuple[str, ...] = ()
+    unfrozen: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+
+class Inventory:
+    """Every parameter of one model that the filters let through, each storage once.
+
+    Args:
+        model: the model.
+        group: name of the model/optimizer pair, empty when there is one only.
+        keep: which ones, see :func:`headwater.capture.names.make_filter`.
+    """
+
+    def __init__(self, model: nn.Module, group: str, keep: Filter) -> None:
+        self.model = weakref.ref(model)
+        self.group = group
+        self.keep = keep
+        self.tracked: list[Tracked] = []
+        self.excluded: dict[str, str] = {}
+        self.compiled = False
+        self._all: tuple[WatchedTensor, ...] = ()
+        self._registered = -1
+        self._layer_of: Mapping[str, tuple[str | None, int]] = {}
+        self.list_again()
+
+    # ---------------------------------------------------------------- finding
+
+    def list_again(self) -> Changes:
+        """Walk through the model again: modules may have been added.
+
+        Returns:
+            What is new.
+        """
+        model = self.model()
+        if model is None:
+            return Changes()
+        names = clean_names(model)
+        known = {t.watched.name: t for t in self.tracked}
+        found: list[Tracked] = []
+        self.excluded = {}
+        for parameter in list_parameters(names):
+            owner = names[parameter.owner][0]
+            name = prefixed(self.group, parameter.name)
+            if not self.keep(parameter.name, parameter.tensor, owner, parameter.owner):
+                self.excluded[name] = "excluded"
+                continue
+            tensor = parameter.tensor
+            fans = weight_fans(parameter.owner, tensor.shape) if tensor.dim() >= 2 else None
+            watched = WatchedTensor(
+                kind="parameter",
+                name=name,
+                group=self.group,
+                aliases=tuple(prefixed(self.group, alias) for alias in parameter.aliases),
+                shape=tuple(tensor.shape),
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                type=type(parameter.owner).__name__,
+                role=parameter_role(parameter.owner, parameter.attribute, tensor.dim()),
+                layer=prefixed(self.group, _layer_name(owner)),
+                order=len(found),
+                fan_in=fans[0] if fans else None,
+                fan_out=fans[1] if fans else None,
+                trainable=tensor.requires_grad,
+            )
+            found.append(Tracked(weakref.ref(parameter.owner), parameter.attribute, watched, len(found)))
+        self.compiled = any(is_compiled(module) for module in names)
+        self._registered = _registered(model)
+        self.tracked = found
+        self._place()
+        added = tuple(t.watched.name for t in found if t.watched.name not in known)
+        return Changes(added=added if known else ())
+
+    def look_again(self) -> Changes:
+        """See which parameters have been frozen or unfrozen, and walk through the model only if something was added.
+
+        Returns:
+            What changed.
+        """
+        changes = Changes()
+        model = self.model()
+        if model is not None and _registered(model) != self._registered:
+            changes = self.list_again()
+        frozen, unfrozen = [], []
+        for tracked in self.tracked:
+            tensor = tracked.tensor()
+            if tensor is not None and tensor.requires_grad != tracked.watched.trainable:
+                (unfrozen if tensor.requires_grad else frozen).append(tracked.watched.name)
+                tracked.watched = replace(tracked.watched, trainable=tensor.requires_grad)
+        if not frozen and not unfrozen:
+            return changes
+        self._all = tuple(t.watched for t in self.tracked)
+        return Changes(tuple(frozen), tuple(unfrozen), changes.added)
+
+    def place(self, layer_of: Mapping[str, tuple[str | None, int]]) -> None:
+        """Take over which layer owns each parameter, and when it was first used.
+
+        Args:
+            layer_of: parameter name to (layer name, position in execution order).
+        """
+        self._layer_of = layer_of
+        self._place()
+
+    def _place(self) -> None:
+        for tracked in self.tracked:
+            known = self._layer_of.get(tracked.watched.name)
+            if known is not None and known != (tracked.watched.layer, tracked.watched.order):
+                tracked.watched = replace(tracked.watched, layer=known[0], order=known[1])
+        self._all = tuple(t.watched for t in self.tracked)
+
+    # ---------------------------------------------------------------- reading
+
+    def tensors(self) -> list[Tensor | None]:
+        """The parameters as they are now, in the order of ``tracked``."""
+        return [t.tensor() for t in self.tracked]
+
+    def watched(self, positions: Sequence[int]) -> tuple[WatchedTensor, ...]:
+        """The records of some of the parameters; the same object for all of them, as long as nothing changes."""
+        if len(positions) == len(self._all):
+            return self._all
+        return tuple(self._all[i] for i in positions)
+
+    def without_optimizer(self, optimizers: Sequence[Optimizer]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Trainable parameters that no optimizer holds, and frozen ones that one does.
+
+        Args:
+            optimizers: of this model.
+
+        Returns:
+            Names of the first, names of the second.
+        """
+        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        pairs = [(t.watched.name, p) for t in self.tracked if (p := t.tensor()) is not None]
+        return (
+            tuple(name for name, p in pairs if p.requires_grad and id(p) not in held),
+            tuple(name for name, p in pairs if not p.requires_grad and id(p) in held),
+        )
+
+
+def _layer_name(owner: str) -> str:
+    """The module that a parametrized weight (weight_norm) is for; the model itself for its own parameters."""
+    owner = owner.split(".parametrizations.")[0]
+    return owner or ROOT
+
+
+def _registered(model: nn.Module) -> int:
+    """A number that changes when modules or parameters are added or removed; cheap."""
+    count = 0
+    for module in model.modules():
+        count += 1 + len(module._parameters)
+    return count
+
+
+def gradient_of(parameter: Tensor | None) -> Tensor | None:
+    """``.grad`` of a leaf without the warning that others give."""
+    if parameter is None or not parameter.is_leaf:
+        return None
+    gradient = parameter.grad
+    return gradient if gradient is None or isinstance(gradient, torch.Tensor) else None

@@ -1,0 +1,415 @@
+"""Layers on a sampled step: what each puts out, the gradient that comes back to it, dead and saturated units."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.capture._torch_compat import in_backward, is_compiled
+from headwater.capture.graph import walk
+from headwater.capture.names import ROOT, Filter, clean_names, layer_kind
+from headwater.capture.slopes import SlopeReader
+from headwater.capture.tensors import is_measurable, tensors_in
+from headwater.capture.training.gradients import columns_of, read_table
+from headwater.capture.training.inventory import Inventory, prefixed
+from headwater.capture.training.raw import Piece
+from headwater.capture.training.units import UnitReading, UnitWindows, read_units
+from headwater.records.profile import LayerKind
+from headwater.records.step import WatchedTensor
+
+__all__ = ["MOST_CALLS", "LayerWatch"]
+
+MOST_CALLS = 16
+"""Calls of one module that are looked at in one step; a loop over time makes more (chosen by us)."""
+
+
+class _LayerHook:
+    """On one module; a copy of it does nothing."""
+
+    __slots__ = ("index", "watch")
+
+    def __init__(self, watch: LayerWatch, index: int) -> None:
+        self.watch, self.index = weakref.ref(watch), index
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():  # traced as nothing: no graph break, and compiled code carries no hook
+            return
+        watch = self.watch()
+        if watch is not None and watch.open:
+            watch.called(self.index, module, args, output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Silent, ())
+
+
+class _Silent:
+    """What a copied hook is."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        return None
+
+
+@dataclass(eq=False, slots=True)
+class _Layer:
+    """One module that carries a hook."""
+
+    module: weakref.ref[nn.Module]
+    name: str
+    aliases: tuple[str, ...]
+    kind: LayerKind
+    type: str
+    owns_parameters: bool
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    """One output of one call."""
+
+    index: int
+    call: int
+    path: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    table: Tensor
+    node: Any
+    output_number: int
+    gradient: Tensor | None = None
+    units: UnitReading | None = None
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        return self.index, self.call, self.path
+
+
+class _GradientHook:
+    """On the output of a layer, for one backward."""
+
+    __slots__ = ("row", "step", "watch")
+
+    def __init__(self, watch: LayerWatch, row: _Row, step: int) -> None:
+        self.watch, self.row, self.step = weakref.ref(watch), row, step
+
+    def __call__(self, gradient: Tensor) -> None:
+        watch = self.watch()
+        if watch is not None and watch.step == self.step and (watch.open or self.row.gradient is None):
+            self.row.gradient = read_table([gradient], "all")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_SilentTensor, ())
+
+
+class _SilentTensor:
+    """What a copied tensor hook is."""
+
+    def __call__(self, gradient: Tensor) -> None:
+        return None
+
+
+class LayerWatch:
+    """Hooks on modules, there only while a step is sampled.
+
+    Only the first backward of a step is looked at (of several micro-batches, the first), and only calls with gradients on:
+    an evaluation in between leaves no trace. A module that is run again by activation checkpointing counts once.
+
+    Args:
+        model: held weakly.
+        group: name of the model/optimizer pair.
+        keep: filter of modules.
+    """
+
+    def __init__(self, model: nn.Module, group: str, keep: Filter) -> None:
+        self.model = weakref.ref(model)
+        self.group, self.keep = group, keep
+        self.open = False
+        self.step = 0
+        self.compiled: tuple[str, ...] = ()
+        self.never_called = False
+        self._layers: list[_Layer] = []
+        self._aliases_only: set[int] = set()
+        self._handles: list[Any] = []
+        self._slopes = SlopeReader()
+        self._windows = UnitWindows()
+        self._watched: dict[tuple[int, int, str], WatchedTensor] = {}
+        self._trunk: dict[tuple[int, int, str], bool] | None = None
+        self._placed = False
+        self._first_index: dict[int, int] = {}
+        self._list()
+        self._clear()
+
+    def _list(self) -> None:
+        model = self.model()
+        if model is None:
+            return
+        names = clean_names(model)
+        inside: set[int] = set()
+        compiled: list[str] = []
+        for module, known in names.items():
+            if is_compiled(module):
+                compiled.append(known[0] or ROOT)
+                inside.update(id(m) for m in module.modules())
+        self.compiled = tuple(dict.fromkeys(compiled))
+        self._layers = [
+            _Layer(
+                weakref.ref(module),
+                known[0],
+                known[1:],
+                layer_kind(module),
+                type(module).__name__,
+                any(p is not None for p in module._parameters.values()),
+            )
+            for module, known in names.items()
+            if id(module) not in inside
+            and not isinstance(module, torch.jit.ScriptModule)
+            and not any(".parametrizations." in f".{name}." for name in known)
+            and self.keep(known[0], module)
+        ]
+
+    def _clear(self) -> None:
+        self._rows: list[_Row] = []
+        self._counts: dict[int, int] = {}
+        self._known: dict[tuple[Any, int], _Row] = {}
+        self._order: dict[int, int] = {}
+        self._channels_first = False
+        self._gave_rows: set[int] = set()
+
+    # ---------------------------------------------------------------- life
+
+    def install(self, inventory: Inventory) -> None:
+        """Hang up the hooks for the step to come, where they are not there from the step before.
+
+        Args:
+            inventory: the parameters.
+        """
+        self._clear()
+        self.step += 1
+        self.open = True
+        if self._handles or self.never_called:
+            return
+        for index, layer in enumerate(self._layers):
+            module = layer.module()
+            if module is not None and index not in self._aliases_only and not is_compiled(module):
+                self._handles.append(module.register_forward_hook(_LayerHook(self, index)))
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.open = False
+        self._known.clear()
+
+    # ---------------------------------------------------------------- forward and backward
+
+    @torch.no_grad()
+    def _read(self, tensor: Tensor) -> Tensor:
+        return read_table([tensor.detach()], "all")
+
+    def called(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
+        """A module has returned.
+
+        Args:
+            index: of the module.
+            module: the module.
+            args: its positional arguments.
+            output: what it returned.
+        """
+        self._order.setdefault(index, len(self._order))
+        if not torch.is_grad_enabled():
+            return  # an evaluation, or the first run of a reentrant checkpoint
+        again = in_backward()
+        call = self._counts.get(index, 0)
+        if (again and call) or call >= MOST_CALLS:
+            return
+        self._counts[index] = call + 1
+        layer = self._layers[index]
+        if layer.kind in ("convolution", "linear", "embedding", "attention"):
+            self._channels_first = layer.kind == "convolution"
+        if isinstance(output, Tensor):
+            self._record(index, layer, call, "", output, args)
+        else:
+            tensors = [(path, t) for path, t in tensors_in(output) if is_measurable(t)]
+            for position, (path, tensor) in enumerate(tensors):
+                self._record(index, layer, call, "" if position == 0 else path, tensor, args)
+        if layer.name == "" and self._trunk is None and not again:
+            self._find_trunk(output)
+
+    def _record(self, index: int, layer: _Layer, call: int, path: str, tensor: Tensor, args: Any) -> None:
+        node, number = tensor.grad_fn, tensor.output_nr
+        key = (node if node is not None else id(tensor), number)
+        if key in self._known or not is_measurable(tensor):
+            return
+        row = _Row(index, call, path, tuple(tensor.shape), tensor.dtype, self._read(tensor), node, number)
+        self._known[key] = row
+        self._gave_rows.add(index)
+        self._rows.append(row)
+        if layer.kind == "activation" or (layer.kind == "other" and self._acts_alone(layer)):
+            row.units = read_units(
+                self._slopes,
+                layer.module() or nn.Identity(),
+                args[0] if args else None,
+                tensor,
+                channels_first=self._channels_first or tensor.dim() == 4,
+            )
+        if tensor.requires_grad:
+            tensor.register_hook(_GradientHook(self, row, self.step))
+
+    def _acts_alone(self, layer: _Layer) -> bool:
+        """Whether a module of a foreign class is an activation; tried once per class, and never on torch's own."""
+        module = layer.module()
+        if module is None or type(module).__module__.startswith("torch.nn.modules"):
+            return False
+        if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+            return False
+        if self._slopes.is_elementwise(module):
+            layer.kind = "activation"
+            return True
+        return False
+
+    def _find_trunk(self, output: Any) -> None:
+        """Which outputs every path from the model's output to its first parameters passes through."""
+        roots = [t for _, t in tensors_in(output) if t.grad_fn is not None]
+        if not roots or not self._rows:
+            return
+        root = next((t for t in roots if t.dim() == 0), roots[0])  # a model that returns its own loss
+        graph = walk([root.grad_fn])
+        depth = graph.depths()
+        inside = [row for row in self._rows if row.node is not None and row.node in graph.index]
+        owners = [row for row in inside if self._layers[row.index].owns_parameters]
+        specific = [row for row in owners if self._layers[row.index].kind not in ("container", "other")] or owners
+        trainable = [row for row in specific if self._is_trainable(row.index)]
+        if not trainable:
+            return
+        target = max((graph.index[row.node] for row in trainable), key=lambda i: depth[i])
+        members = {graph.nodes[i] for i in graph.dominators(target)}
+        self._trunk = {
+            row.key: row.node in members and row.output_number == 0 for row in self._rows if row.node is not None
+        }
+
+    def _is_trainable(self, index: int) -> bool:
+        module = self._layers[index].module()
+        return module is not None and any(p is not None and p.requires_grad for p in module._parameters.values())
+
+    def end_of_backward(self, inventory: Inventory) -> None:
+        """The first backward of the step is over: further micro-batches are not looked at.
+
+        Args:
+            inventory: the parameters, which learn what layer they belong to.
+        """
+        if not self.open or not self._rows:
+            return
+        self.open = False
+        self._known.clear()
+        for row in self._rows:
+            row.node = None
+        if not self._placed:
+            self._placed = True
+            self._aliases_only = set(self._counts) - self._gave_rows
+            self._place(inventory)
+
+    def _place(self, inventory: Inventory) -> None:
+        first: dict[str, tuple[str, int]] = {}
+        for order, row in enumerate(self._rows):
+            layer = self._layers[row.index]
+            if row.path == "":
+                first.setdefault(layer.name, (self._name(row), order))
+        found: dict[str, tuple[str | None, int]] = {}
+        for tracked in inventory.tracked:
+            name = (tracked.watched.layer or "").removeprefix(f"{self.group}." if self.group else "")
+            path = "" if name == ROOT else name
+            while path not in first and path:
+                path = path.rpartition(".")[0]
+            if path in first:
+                found[tracked.watched.name] = first[path]
+            else:
+                found[tracked.watched.name] = (tracked.watched.layer, len(self._rows) + tracked.position)
+        inventory.place(found)
+
+    def end_of_step(self, inventory: Inventory) -> bool:
+        """The step is over.
+
+        Args:
+            inventory: the parameters.
+
+        Returns:
+            Whether any layer was seen.
+        """
+        self.open = False
+        self._known.clear()
+        for row in self._rows:
+            row.node = None
+        return bool(self._rows)
+
+    # ---------------------------------------------------------------- the blocks of the row
+
+    def _name(self, row: _Row) -> str:
+        layer = self._layers[row.index]
+        many = self._counts.get(row.index, 0) > 1
+        return prefixed(self.group, (layer.name or ROOT) + (f"#{row.call}" if many else "") + row.path)
+
+    def _tensor(self, row: _Row, order: int) -> WatchedTensor:
+        name = self._name(row)
+        known = self._watched.get(row.key)
+        on_trunk = None if self._trunk is None else self._trunk.get(row.key, False)
+        kind = self._layers[row.index].kind
+        if known is not None and (known.name, known.shape, known.order, known.on_trunk, known.layer_kind) == (
+            name, row.shape, order, on_trunk, kind,
+        ):  # fmt: skip
+            return known
+        layer = self._layers[row.index]
+        watched = WatchedTensor(
+            kind="layer",
+            name=name,
+            group=self.group,
+            aliases=tuple(prefixed(self.group, alias or ROOT) for alias in layer.aliases),
+            shape=row.shape,
+            dtype=str(row.dtype).removeprefix("torch."),
+            type=layer.type,
+            layer_kind=kind,
+            order=order,
+            on_trunk=on_trunk,
+        )
+        self._watched[row.key] = watched
+        return watched
+
+    def pieces(self) -> list[Piece]:
+        """What the step showed.
+
+        Returns:
+            Blocks of activations, output gradients and units.
+        """
+        rows = self._rows
+        if not rows:
+            return []
+        columns = columns_of("all")
+        tensors = tuple(self._tensor(row, order) for order, row in enumerate(rows))
+        pieces = [Piece("activation", None, tensors, columns, _joined([row.table for row in rows]))]
+        with_gradient = [(t, row.gradient) for t, row in zip(tensors, rows, strict=True) if row.gradient is not None]
+        if with_gradient:
+            table = _joined([gradient for _, gradient in with_gradient])
+            pieces.append(
+                Piece("output_gradient", None, tuple(t for t, _ in with_gradient), columns, table, scaled=True)
+            )
+        units = [(t, row.units) for t, row in zip(tensors, rows, strict=True) if row.units is not None]
+        if units:
+            parts: list[Tensor] = []
+            layout: list[tuple[WatchedTensor, int, bool, int]] = []
+            for tensor, reading in units:
+                layout.append((tensor, len(reading.alive), reading.saturated is not None, reading.elements))
+                parts.append(reading.alive.to(torch.float64 if reading.alive.device.type != "mps" else torch.float32))
+                if reading.saturated is not None:
+                    parts.append(reading.saturated.to(parts[-1].dtype).reshape(1))
+            finish = functools.partial(self._windows.rows, layout)
+            pieces.append(Piece("units", None, (), (), _joined(parts), finish=finish))
+        self._rows = []
+        return pieces
+
+
+def _joined(tables: Sequence[Tensor]) -> Tensor:
+    first = tables[0].device
+    return torch.cat([t if t.device == first else t.to(first, non_blocking=True) for t in tables])

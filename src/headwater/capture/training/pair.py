@@ -1,0 +1,622 @@
+"""One model and its optimizers during training: what the hooks do at each moment of a step."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from headwater.capture._torch_compat import at_end_of_backward, in_backward
+from headwater.capture.names import Filter
+from headwater.capture.training.gradients import GradientReading, columns_of, read_table, versions
+from headwater.capture.training.inventory import Inventory, gradient_of
+from headwater.capture.training.layers import LayerWatch
+from headwater.capture.training.loss_scale import ScaledSteps, current_scale
+from headwater.capture.training.optimizer_state import OptimizerReader
+from headwater.capture.training.raw import Piece, RawStep
+from headwater.capture.training.schedule import Schedule
+from headwater.records.step import RunEvent
+
+__all__ = ["Options", "Pair", "Receiver"]
+
+_SENTINELS = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is recorded; see :func:`headwater.watch`."""
+
+    tier: Literal["all", "norms"] = "all"
+    updates: Literal["sampled", "exact"] | None = "sampled"
+    micro: bool = False
+    histograms: bool = False
+
+
+class Receiver:
+    """Where a pair hands over what it has; the recorder of the run implements it."""
+
+    def take(self, raw: RawStep) -> None:
+        """A step is complete; it is not shipped yet."""
+        raise NotImplementedError
+
+    def decide(self, raw: RawStep) -> None:
+        """A step is about to be taken: return once the alerts that may end the training have seen it.
+
+        Raises:
+            UnhealthyError: an alert asked for it.
+            TrainingStopped: an alert asked to stop.
+        """
+        raise NotImplementedError
+
+    def tell(self, event: RunEvent) -> None:
+        """Something happened."""
+        raise NotImplementedError
+
+    def failed(self, error: Exception) -> None:
+        """A hook of headwater's own raised: training goes on without it."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> bool:
+        """Whether some alert must decide before the optimizer steps."""
+        raise NotImplementedError
+
+
+class _Hook:
+    """A hook on an optimizer or a parameter: a weak reference to a pair and the name of its method.
+
+    A copy of it (``copy.deepcopy`` and ``pickle`` of what it hangs on) does nothing.
+    """
+
+    __slots__ = ("method", "pair")
+
+    def __init__(self, pair: Pair, method: str) -> None:
+        self.pair, self.method = weakref.ref(pair), method
+
+    def __call__(self, *args: Any) -> None:
+        pair = self.pair()
+        if pair is not None:
+            getattr(pair, self.method)(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Inert, ())
+
+
+class _Inert:
+    """What a copied hook is: nothing."""
+
+    def __call__(self, *args: Any) -> None:
+        return None
+
+
+class Pair:
+    """Watches one model and its optimizers, between them one row per optimizer step.
+
+    Args:
+        group: its name, empty when there is only one.
+        model: held weakly.
+        optimizers: of this model, held weakly. Several make one row together: a row ends when each has stepped.
+        schedule: which steps.
+        options: what of them.
+        receiver: where it goes.
+        keep: filter of modules and parameters.
+        scaler: the GradScaler, when it was given; else it is found when it steps.
+        began: ``time.perf_counter()`` when watching began.
+    """
+
+    def __init__(
+        self, group: str, model: nn.Module, optimizers: Sequence[Optimizer], schedule: Schedule, options: Options,
+        receiver: Receiver, keep: Filter, scaler: Any = None, began: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.group, self.schedule, self.options, self.receiver = group, schedule, options, receiver
+        self.inventory = Inventory(model, group, keep)
+        self.optimizers = [weakref.ref(o) for o in optimizers]
+        self._optimizer_ids = [id(o) for o in optimizers]
+        self.layers = LayerWatch(model, group, keep) if schedule.activations is not None else None
+        self._reader = OptimizerReader(options.updates)
+        self.scaler = scaler
+        self.step = 0
+        self.recording = self.sampling = False
+        self.own_seconds = 0.0
+        self.observed_anything = False
+        self.recorded_steps = 0
+        self._began = began
+        self._handles: list[Any] = []
+        self._sentinels: list[Any] = []
+        self._held: RawStep | None = None
+        self._expected_backwards = 1
+        self._dropped_noticed = self._unscheduled = False
+        self._in_scaled_step = self._stepped_in_scaled_step = False
+        self._clear()
+
+    # ---------------------------------------------------------------- life
+
+    def attach(self) -> None:
+        """Put the hooks on and prepare for the next step."""
+        for reference in self.optimizers:
+            optimizer = reference()
+            if optimizer is None:
+                continue
+            self._handles.append(optimizer.register_step_pre_hook(_Hook(self, "_guarded_before_step")))
+            self._handles.append(optimizer.register_step_post_hook(_Hook(self, "_guarded_after_step")))
+            ScaledSteps.listen(optimizer, self)
+        self._arm()
+
+    def detach(self) -> None:
+        """Take every hook off and hand over what is still open; the last step too, where its gradients are still there."""
+        self._off()
+        if self._held is not None or self.step:
+            last = self._last_step()
+            self.release()
+            if last is not None:
+                self.receiver.take(last)
+
+    def _off(self) -> None:
+        for handle in (*self._handles, *self._sentinels):
+            handle.remove()
+        self._handles.clear()
+        self._sentinels.clear()
+        if self.layers is not None:
+            self.layers.remove()
+        for reference, number in zip(self.optimizers, self._optimizer_ids, strict=True):
+            ScaledSteps.forget(reference(), number)
+
+    def release(self) -> None:
+        """Hand over the row that waits for a late loss."""
+        held, self._held = self._held, None
+        if held is not None:
+            self.receiver.take(held)
+
+    def give(self, loss: float | Tensor | None, scalars: dict[str, float | Tensor]) -> None:
+        """Numbers from the training loop, for the step in progress or, between two steps, for the one just done.
+
+        Args:
+            loss: of the step.
+            scalars: others.
+        """
+        if self._held is not None and not self._marks:
+            if loss is not None:
+                self._held.loss = loss
+            self._held.scalars.update(scalars)
+        else:
+            self._loss = loss if loss is not None else self._loss
+            self._scalars.update(scalars)
+
+    # ---------------------------------------------------------------- preparing a step
+
+    def _clear(self) -> None:
+        self._marks: dict[int, tuple[int, int]] | None = None  # gradient identities and versions after the backward
+        self._pre: GradientReading | None = None
+        self._post: GradientReading | None = None
+        self._in_step = False
+        self._closure_calls: list[tuple[RawStep, GradientReading | None]] = []
+        self._backwards = 0
+        self._queued = False
+        self._stepped: set[int] = set()
+        self._parts: list[GradientReading] = []
+        self._loss: float | Tensor | None = None
+        self._scalars: dict[str, float | Tensor] = {}
+        self._scale: float | Tensor = 1.0
+        self._found_infinity: Tensor | None = None
+        self._begun = False
+        self._row: RawStep | None = None
+
+    def _arm(self) -> None:
+        """Decide what the next step needs, and hang up the hooks for it."""
+        self._clear()
+        was_sampling = self.sampling
+        self.recording = self.schedule.records(self.step)
+        self.sampling = self.recording and self.layers is not None and self.schedule.samples(self.step)
+        if self.layers is not None and was_sampling and not self.sampling:
+            self.layers.remove()
+        if not self.recording:
+            for handle in self._sentinels:
+                handle.remove()
+            self._sentinels.clear()
+            return
+        changes = self.inventory.look_again()
+        for kind, names in (("frozen", changes.frozen), ("unfrozen", changes.unfrozen)):
+            if names:
+                self._tell(kind, f"{len(names)} parameter{'s' * (len(names) > 1)} {kind}", names)
+        if not self._sentinels or changes.unfrozen or changes.added:
+            self._place_sentinels()
+        if self.sampling and self.layers is not None:
+            self.layers.install(self.inventory)
+
+    def _place_sentinels(self) -> None:
+        """A few parameters tell when a backward is over; all of them would cost a call each."""
+        for handle in self._sentinels:
+            handle.remove()
+        trainable = [p for p in self.inventory.tensors() if p is not None and p.requires_grad and p.is_leaf]
+        count = len(trainable)
+        spread = sorted({count - 1, 0, count // 2, count // 4}) if count else []
+        self._sentinels = [
+            trainable[i].register_post_accumulate_grad_hook(_Hook(self, "_guarded_accumulated"))
+            for i in spread[:_SENTINELS]
+        ]
+
+    # ---------------------------------------------------------------- hooks, each behind a guard
+
+    def _guarded_before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        start = time.perf_counter()
+        if self._held is not None:
+            self._run(self.release)
+        if self.recording:
+            self._run(self._before_step, optimizer, args, kwargs)
+        self.own_seconds += time.perf_counter() - start
+
+    def _guarded_after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        start = time.perf_counter()
+        self._run(self._after_step, optimizer)
+        self.own_seconds += time.perf_counter() - start
+
+    def _guarded_accumulated(self, parameter: Tensor) -> None:
+        if self._queued or not self.recording:
+            return
+        start = time.perf_counter()
+        self._run(self._accumulated, parameter)
+        self.own_seconds += time.perf_counter() - start
+
+    def _guarded_end_of_backward(self) -> None:
+        start = time.perf_counter()
+        self._run(self._end_of_backward)
+        self.own_seconds += time.perf_counter() - start
+
+    def _run(self, function: Callable[..., None], *args: Any) -> None:
+        """A fault of headwater's own must not end the training; what an alert raises on purpose does."""
+        try:
+            function(*args)
+        except Exception as error:
+            self._off()
+            self.recording = False
+            self.receiver.failed(error)
+
+    # ---------------------------------------------------------------- backward
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        self._queued = True
+        if self._marks is not None:
+            mark = self._marks.get(id(parameter))
+            gradient = parameter.grad
+            if (
+                mark is not None
+                and gradient is not None
+                and (id(gradient), gradient._version) != (mark[0], mark[1] + 1)
+            ):
+                self._dropped()
+        at_end_of_backward(_Hook(self, "_guarded_end_of_backward"))
+
+    def _dropped(self) -> None:
+        """The gradients of an earlier backward went away without a step: another closure call, or a step left out."""
+        marks, pre = self._marks, self._pre
+        self._backwards = 0
+        self._marks, self._pre = None, None
+        if self._in_step:
+            self._end_closure_call(pre)
+            return
+        if marks and pre is not None and pre.is_nonfinite():
+            raw = self._raw()
+            raw.skipped = "not stepped"
+            self._add_gradients(raw, pre, None)
+            self._finish(raw)
+        elif not self._dropped_noticed:
+            self._dropped_noticed = True
+            self._tell(
+                "notice",
+                f"the gradients of a backward before step {self.step} were dropped without an optimizer step; if this was "
+                "another model's backward passing through, nothing is missing",
+            )
+
+    def _end_of_backward(self) -> None:
+        self._queued = False
+        self._backwards += 1
+        if self.layers is not None and self.sampling:
+            self.layers.end_of_backward(self.inventory)
+        found = self._gradients()
+        self._marks = versions(found)
+        if self.options.micro:
+            self._micro_row()
+        # With accumulation only the last backward counts: as many as the last recorded step had. Should it be another one,
+        # the gradients are read when the optimizer steps, if nothing has changed them until then.
+        if self._in_step or self._backwards >= self._expected_backwards:
+            self._pre = self._read(found, scaled=True)
+
+    def _gradients(self, wanted: set[int] | None = None) -> list[tuple[int, Tensor, Tensor]]:
+        found = []
+        for position, parameter in enumerate(self.inventory.tensors()):
+            gradient = gradient_of(parameter)
+            if gradient is not None and parameter is not None and (wanted is None or id(parameter) in wanted):
+                found.append((position, parameter, gradient))
+        return found
+
+    def _read(self, found: Sequence[tuple[int, Tensor, Tensor]], *, scaled: bool) -> GradientReading:
+        return GradientReading(
+            positions=[f[0] for f in found],
+            table=read_table([f[2] for f in found], self.options.tier),
+            marks=versions(found),
+            scaled=scaled,
+        )
+
+    # ---------------------------------------------------------------- step
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if id(optimizer) in self._stepped:  # it steps again before all others have: what there is makes a row
+            self._finish(self._complete())
+            if not self.recording:
+                return
+        many = len(self.optimizers) > 1
+        if many and in_backward():
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            found = self._gradients(held)
+            if found:
+                self._parts.append(self._read(found, scaled=False))
+            self._reader.before(self.inventory, optimizer, held)
+            return
+        self._in_step = True
+        closure = bool(args and callable(args[0])) or callable(kwargs.get("closure"))
+        self._reader.before(self.inventory, optimizer, None)
+        if closure or self._begun:
+            return
+        self._begun = True
+        self._compare_with_backward(optimizer)
+        self._row = self._raw()
+        self._describe(self._row)
+        if self.receiver.blocks:
+            self.receiver.decide(self._row)
+            self._row.pieces = []
+
+    def _compare_with_backward(self, optimizer: Optimizer) -> None:
+        """Settle which gradient was read, and read what is missing."""
+        found = self._gradients()
+        scale, infinity = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        fused = isinstance(scale, Tensor)
+        if isinstance(infinity, Tensor):
+            self._found_infinity = infinity.detach().clone().reshape(())
+        if fused and isinstance(scale, Tensor):
+            self._scale = scale.detach().clone().reshape(()) if scale.device.type != "cpu" else float(scale)
+        elif self.scaler is not None:
+            self._scale = current_scale(self.scaler)
+        now = versions(found)
+        unchanged = self._marks is not None and now == self._marks
+        if self._pre is not None and self._pre.marks == now:
+            pass
+        elif self._pre is not None and self._pre.marks == self._marks:
+            self._post = self._read(found, scaled=fused)
+        elif unchanged:
+            self._pre = self._read(found, scaled=fused)
+        else:
+            self._post, self._pre = self._read(found, scaled=fused), None
+        self._expected_backwards = max(1, self._backwards)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        self._stepped_in_scaled_step = True
+        if not self.recording:
+            self._count(optimizer)
+            return
+        self._stepped.add(id(optimizer))
+        self._reader.after(self.inventory, optimizer)
+        if len(self._stepped) < len([o for o in self.optimizers if o() is not None]):
+            return
+        self._finish(self._complete())
+
+    def _count(self, optimizer: Optimizer) -> None:
+        """A step that is not recorded: as little as possible."""
+        if len(self.optimizers) > 1:
+            if id(optimizer) in self._stepped:
+                self._stepped = {id(optimizer)}
+            else:
+                self._stepped.add(id(optimizer))
+                if len(self._stepped) < len(self.optimizers):
+                    return
+                self._stepped = set()
+        self.step += 1
+        if self.schedule.records(self.step):
+            self._arm()
+
+    # ---------------------------------------------------------------- closures
+
+    def _end_closure_call(self, reading: GradientReading | None) -> None:
+        raw = self._raw()
+        raw.micro = len(self._closure_calls)
+        if reading is not None:
+            self._add_gradients(raw, reading, None)
+        self._closure_calls.append((raw, reading))
+
+    def _settle_closure(self) -> None:
+        """After a step that called a closure: its gradient is the first call's; later calls make rows of their own."""
+        reading = self._pre
+        if self._closure_calls:
+            self._end_closure_call(reading)
+            for raw, _ in self._closure_calls:
+                self.receiver.take(raw)
+            self._pre = self._closure_calls[0][1]
+            self._closure_calls = []
+            return
+        found = self._gradients()
+        if reading is None:
+            if found:
+                self._post = self._read(found, scaled=False)
+        elif versions(found) != reading.marks:
+            self._post = self._read(found, scaled=False)
+
+    # ---------------------------------------------------------------- skipped by a scaler
+
+    def scaled_step_begins(self, scaler: Any, optimizer: Optimizer) -> None:
+        """``scaler.step(optimizer)`` was called."""
+        self.scaler = scaler
+        self._in_scaled_step, self._stepped_in_scaled_step = True, False
+
+    def scaled_step_ends(self, scaler: Any, optimizer: Optimizer) -> None:
+        """``scaler.step(optimizer)`` returns; if no hook fired in between, the step was skipped."""
+        self._in_scaled_step = False
+        if not self._stepped_in_scaled_step:
+            start = time.perf_counter()
+            self._run(self._skipped)
+            self.own_seconds += time.perf_counter() - start
+
+    def _skipped(self) -> None:
+        self._tell("skipped", f"step {self.step} was skipped: the loss scaler found an infinity")
+        if not self.recording:
+            self.step += 1
+            if self.schedule.records(self.step):
+                self._arm()
+            return
+        self._scale = current_scale(self.scaler)
+        raw = self._raw()
+        raw.skipped = "amp"
+        self._add_gradients(raw, self._pre or self._read(self._gradients(), scaled=False), None)
+        self._finish(raw)
+
+    # ---------------------------------------------------------------- the row
+
+    def _raw(self) -> RawStep:
+        return RawStep(
+            group=self.group,
+            step=self.step,
+            time=time.time(),
+            elapsed_seconds=time.perf_counter() - self._began,
+            loss=self._loss,
+            scalars=dict(self._scalars),
+            learning_rate=self._learning_rate(),
+            loss_scale=self._scale,
+            found_infinity=self._found_infinity,
+        )
+
+    def _learning_rate(self) -> float | Tensor | None:
+        for reference in self.optimizers:
+            optimizer = reference()
+            if optimizer is not None and optimizer.param_groups:
+                rate = optimizer.param_groups[0].get("lr")
+                if isinstance(rate, Tensor):
+                    return rate.detach().clone().reshape(()) if rate.device.type != "cpu" else float(rate)
+                return None if rate is None else float(rate)
+        return None
+
+    def _complete(self) -> RawStep:
+        """The row of the step that has just been taken."""
+        raw = self._row
+        if raw is None:
+            if not self._parts:
+                self._settle_closure()
+            raw = self._raw()
+            self._describe(raw)
+        if self._loss is not None:
+            raw.loss = self._loss
+        raw.scalars.update(self._scalars)
+        raw.pieces += self._reader.pieces(self.inventory)
+        return raw
+
+    def _describe(self, raw: RawStep) -> None:
+        """What is known before the optimizer steps: gradients, and on a sampled step layers and values."""
+        if self._parts:
+            raw.clip_known = False
+            self._add_gradients(raw, GradientReading.joined(self._parts), None)
+        else:
+            self._add_gradients(raw, self._pre, self._post)
+        if self.sampling and self.layers is not None:
+            raw.activations = True
+            self.layers.end_of_step(self.inventory)
+            raw.pieces += self.layers.pieces()
+            raw.pieces += self._values()
+
+    def _add_gradients(self, raw: RawStep, before: GradientReading | None, after: GradientReading | None) -> None:
+        columns = before.columns if before is not None else after.columns if after is not None else ()
+        if before is not None and len(before.positions):
+            watched = self.inventory.watched(before.positions)
+            raw.pieces.append(Piece("gradient", "pre_clip", watched, columns, before.table, before.scaled))
+        if after is not None and len(after.positions):
+            watched = self.inventory.watched(after.positions)
+            raw.pieces.append(Piece("gradient", "post_clip", watched, columns, after.table, after.scaled))
+        seen = set((after or before).positions) if after is not None or before is not None else set()  # type: ignore[union-attr]
+        if seen:
+            self.observed_anything = True
+        for position, tracked in enumerate(self.inventory.tracked):
+            if position not in seen and tracked.watched.trainable:
+                raw.missing[tracked.watched.name] = "none"
+        raw.missing |= self.inventory.excluded
+
+    def _finish(self, raw: RawStep) -> None:
+        """Close the row, and on to the next step."""
+        self.recorded_steps += 1
+        self._held = raw
+        self.step += 1
+        if self._post is None and not self._sentinel_fired() and raw.pieces:
+            self._place_sentinels()
+        self._arm()
+
+    def _sentinel_fired(self) -> bool:
+        return self._marks is not None or bool(self._parts)
+
+    def _values(self) -> list[Piece]:
+        pairs = [(i, p.detach()) for i, p in enumerate(self.inventory.tensors()) if p is not None]
+        if not pairs:
+            return []
+        table = read_table([p for _, p in pairs], self.options.tier)
+        watched = self.inventory.watched([i for i, _ in pairs])
+        return [Piece("value", None, watched, columns_of(self.options.tier), table)]
+
+    def _micro_row(self) -> None:
+        raise NotImplementedError
+
+    def _last_step(self) -> RawStep | None:
+        return None
+
+    # ---------------------------------------------------------------- what is said about it
+
+    def held_bytes(self) -> int:
+        """Memory that stays allocated between steps on the devices of the model."""
+        return self._reader.held_bytes()
+
+    def not_seen(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Reasons and names: what this run cannot show, known before the first step."""
+        optimizers = [o for r in self.optimizers if (o := r()) is not None]
+        without, frozen = self.inventory.without_optimizer(optimizers)
+        found: list[tuple[str, tuple[str, ...]]] = []
+        if without:
+            found.append((f"{len(without)} trainable parameters are in no optimizer", without))
+        if frozen:
+            found.append((f"{len(frozen)} parameters of the optimizer are frozen", frozen))
+        if self.layers is not None and self.layers.compiled:
+            found.append(
+                (
+                    "layers inside a compiled module are not seen; watch the model before torch.compile and measure it "
+                    "uncompiled, or read the gradients alone",
+                    self.layers.compiled,
+                )
+            )
+        return found
+
+    def coverage_lines(self) -> list[str]:
+        """What was observed and what was not, with reasons."""
+        trainable = sum(t.watched.trainable for t in self.inventory.tracked)
+        label = f"{self.group}: " if self.group else ""
+        return [f"{label}{self.step} optimizer steps, {self.recorded_steps} recorded, {trainable} trainable parameters"]
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the step numbers of a saved run.
+
+        Args:
+            state: from :meth:`state_dict`.
+        """
+        self.step = int(state["step"])
+
+    def rearm(self) -> None:
+        """Prepare for the next step anew: its number has changed."""
+        if self._handles:
+            self._arm()
+
+    def _tell(self, kind: str, message: str, names: tuple[str, ...] = ()) -> None:
+        self.receiver.tell(
+            RunEvent(kind=kind, step=self.step, group=self.group, time=time.time(), message=message, names=names)
+        )

@@ -1,0 +1,121 @@
+"""Dead and saturated units of an activation, from its derivative, over a window of sampled steps."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.capture.slopes import DEAD_SLOPE, SATURATED_SLOPE, Elementwise, SlopeReader
+from headwater.records.step import WatchedTensor
+from headwater.stats import alive_units
+
+__all__ = ["UNIT_COLUMNS", "WINDOW_STEPS", "UnitReading", "UnitWindows", "read_units"]
+
+WINDOW_STEPS = 8
+"""Sampled steps over which a unit must be flat for every sample to be called dead (chosen by us)."""
+
+UNIT_COLUMNS = ("unit_count", "dead_count", "saturated_fraction", "window_steps")
+
+
+@dataclass(slots=True)
+class UnitReading:
+    """Of one call: which units were alive, and how many elements were saturated.
+
+    Attributes:
+        alive: shape (units,), uint8.
+        saturated: 0-dimensional count; None for an activation that is not flat at both ends.
+        elements: of the output.
+    """
+
+    alive: Tensor
+    saturated: Tensor | None
+    elements: int
+
+
+@torch.no_grad()
+def read_units(
+    reader: SlopeReader, module: nn.Module, x: Any, y: Tensor, *, channels_first: bool
+) -> UnitReading | None:
+    """Look at one call of an activation.
+
+    Args:
+        reader: what is known about each function.
+        module: an activation.
+        x: its first argument.
+        y: its output.
+        channels_first: whether dimension 1 holds the units of an output with more than two dimensions.
+
+    Returns:
+        The reading; None where the slope cannot be had: a random activation, one that overwrote its input and whose
+        slope does not follow from the output, a complex or empty output, parameters on an accelerator.
+    """
+    if y.numel() == 0 or y.dim() < 2 or y.is_complex() or not y.is_floating_point():
+        return None
+    function = Elementwise.of_module(module)
+    if function is None or (function.device is not None and function.device.type != "cpu"):
+        return None
+    units_last = y.dim() > 2 and not channels_first
+    if function.name == "relu":
+        slope, limit = y.detach(), 0.0
+    else:
+        if function.name is None and (getattr(module, "inplace", False) or not isinstance(x, Tensor)):
+            return None
+        if function.name is None and x.shape != y.shape:
+            return None
+        slope = function.slope(x if function.name is None else y, y.detach())
+        limit = DEAD_SLOPE * reader.shape(function).largest
+    units = slope.flatten(0, -2) if units_last else slope
+    alive = torch.zeros(units.shape[1], dtype=torch.uint8, device=y.device)
+    alive_units(units, limit, alive)
+    if function.name == "relu":
+        return UnitReading(alive, None, y.numel())
+    shape = reader.shape(function)
+    saturated = (slope.abs() < SATURATED_SLOPE * shape.largest).sum() if shape.bounded else None
+    return UnitReading(alive, saturated, y.numel())
+
+
+@dataclass
+class UnitWindows:
+    """What the recorder's thread remembers of each layer's units: one mask per sampled step, the last few of them.
+
+    Attributes:
+        masks: by the layer's name.
+    """
+
+    masks: dict[str, deque[Tensor]] = field(default_factory=dict)
+
+    def rows(
+        self, layers: Sequence[tuple[WatchedTensor, int, bool, int]], flat: Tensor
+    ) -> tuple[tuple[WatchedTensor, ...], tuple[str, ...], list[list[float]]]:
+        """The block of one sampled step.
+
+        Args:
+            layers: (layer, number of units, whether a saturated count follows its mask, elements of the output).
+            flat: the masks and counts, one after the other, in main memory.
+
+        Returns:
+            Layers, columns and rows.
+        """
+        rows: list[list[float]] = []
+        start = 0
+        for layer, units, has_saturated, elements in layers:
+            window = self.masks.setdefault(layer.name, deque(maxlen=WINDOW_STEPS))
+            mask = flat[start : start + units] > 0
+            start += units
+            if window and window[-1].shape != mask.shape:
+                window.clear()
+            window.append(mask)
+            alive = window[0]
+            for other in list(window)[1:]:
+                alive = alive | other
+            saturated = float("nan")
+            if has_saturated:
+                saturated = float(flat[start]) / max(1, elements)
+                start += 1
+            rows.append([float(units), float(units - int(alive.sum())), saturated, float(len(window))])
+        return tuple(layer for layer, *_ in layers), UNIT_COLUMNS, rows
