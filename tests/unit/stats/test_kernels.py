@@ -9,8 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.references.exact_statistics import assert_statistics_agree, elements, exact_statistics
-from tests.references.tensors import FLOATS, tensors
+from tests.references.exact_statistics import (
+    assert_statistics_agree,
+    between_sample_fraction,
+    elements,
+    exact_statistics,
+)
+from tests.references.tensors import FLOATS, finite_tensors, tensors
 
 from headwater.records.statistics import Statistics
 from headwater.stats import MomentPlan, kernels, moment_table, norm_table, statistics_from_rows, summarize
@@ -26,6 +31,12 @@ LENGTHS = (1, 2, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 2047, 
 
 if not TARGETS:
     pytest.skip(f"no compiled kernels: {kernels.status().reason}", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path() -> str:
+    """These tests choose for themselves."""
+    return "compiled"
 
 
 @pytest.fixture(params=TARGETS)
@@ -164,6 +175,57 @@ def test_compiled_and_plain_rows_agree(compiled: kernels.Kernels, dtype: torch.d
     x[6] += 100.0
     for s, plain in zip(by(compiled, *x), rows_on_host(x), strict=True):
         assert_agree(s, plain)
+
+
+# -------------------------------------------------------------------- what samples share, slices of zeros
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@any_dtype
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), samples=st.integers(2, 5))
+def test_any_finite_samples_split_exactly(target: str, dtype: torch.dtype, data: st.DataObject, samples: int) -> None:
+    size = samples * data.draw(st.integers(1, 8))
+    x = data.draw(finite_tensors(dtype, max_size=size, min_size=size)).reshape(samples, -1)
+    expected = between_sample_fraction(x)
+    largest = float(x.abs().max())
+    if expected is None or (dtype == torch.float64 and not 2.0**-400 <= largest <= 2.0**400):
+        return  # zeros; squares out of range are for the plain path
+    parts = kernels.Kernels(kernels.COMPILED, target).between_samples(x)
+    assert parts is not None
+    assert parts[0] / (parts[0] + parts[1]) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+@any_dtype
+@pytest.mark.parametrize("shape", [(2, 1), (3, 255), (5, 256), (4, 257), (64, 1000), (2, 3, 7, 50)])
+def test_features_of_several_tiles_split_exactly(
+    compiled: kernels.Kernels, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    x = (torch.randn(shape) + torch.randn(shape[1:]) * 100).to(dtype)
+    parts = compiled.between_samples(x)
+    assert parts is not None
+    exact, mean = x.double().flatten(1), x.double().flatten(1).mean(0)
+    assert parts[0] == pytest.approx(float((exact - mean).square().sum()), rel=1e-10)
+    assert parts[1] == pytest.approx(shape[0] * float(mean.square().sum()), rel=1e-10)
+
+
+@any_dtype
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (40, 300), (4, 3, 600), (2, 700, 3)])
+def test_slices_of_zeros_are_counted(compiled: kernels.Kernels, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    g = torch.randn(shape).to(dtype)
+    g[::2] = 0.0
+    g[:, ::3] = -0.0
+    if shape[0] > 1:
+        g[0, 0].fill_(math.nan)
+    for dim in (0, 1):
+        zero = (g == 0).movedim(dim, 0).flatten(1).all(1)
+        assert compiled.nonzero_slices(g, dim) == g.shape[dim] - int(zero.sum())
+
+
+def test_a_column_that_only_its_last_element_keeps_from_zero_is_found(compiled: kernels.Kernels) -> None:
+    g = torch.zeros(100, 300)
+    g[99, 299] = torch.tensor(1, dtype=torch.int32).view(torch.float32)  # the smallest subnormal number
+    assert compiled.nonzero_slices(g, 0) == compiled.nonzero_slices(g, 1) == 1
 
 
 # -------------------------------------------------------------------- which tensors, and how many at once

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,17 +11,7 @@ from hypothesis import strategies as st
 from tests.references.tensors import FLOATS, tensors
 
 from headwater.errors import InputError
-from headwater.stats import alive_units, kernels
-
-
-@pytest.fixture(params=["compiled", "plain"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "plain":
-        monkeypatch.setenv("HEADWATER_KERNELS", "0")
-    kernels.forget()
-    yield request.param
-    monkeypatch.undo()
-    kernels.forget()
+from headwater.stats import alive_units
 
 
 def by_loop(x: torch.Tensor, threshold: float) -> list[bool]:
@@ -31,7 +20,6 @@ def by_loop(x: torch.Tensor, threshold: float) -> list[bool]:
     return [any(abs(v) > limit for v in x[:, u].double().flatten().tolist()) for u in range(x.shape[1])]
 
 
-@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 5), (9, 70), (40, 3), (3, 4, 300), (2, 3, 5, 7), (3, 0), (0, 3), (3, 1)])
 def test_a_unit_is_alive_when_one_element_is_above_the_threshold(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -57,7 +45,6 @@ def test_any_bit_pattern_is_compared_as_a_number(dtype: torch.dtype, data: st.Da
     assert [bool(m) for m in mask.tolist()] == by_loop(x[None], threshold)
 
 
-@pytest.mark.usefixtures("path")
 def test_marks_of_earlier_steps_stay() -> None:
     mask = torch.tensor([1, 0, 0], dtype=torch.uint8)
     alive_units(torch.tensor([[0.0, 2.0, 0.0]]), 1.0, mask)
@@ -65,7 +52,6 @@ def test_marks_of_earlier_steps_stay() -> None:
     assert mask.tolist() == [1, 1, 0]
 
 
-@pytest.mark.usefixtures("path")
 def test_views_integers_and_tensors_with_a_gradient_are_read_too() -> None:
     wide = torch.randn(6, 8, requires_grad=True)
     for x in (wide, wide[:, ::2], wide.t(), wide.expand(2, 6, 8), torch.arange(6).reshape(2, 3), wide.cfloat()):
