@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from headwater.records import (
@@ -127,9 +128,20 @@ class FormulaRun:
                 blocks.append(
                     Block(quantity=quantity, phase=phase, tensors=tensors, columns=STATISTICS_COLUMNS, rows=rows)
                 )
+        updates = [
+            (t, v) for t in self.tensors if t.group == group and (v := self.number("update", t, step)) is not None
+        ]
+        if updates:
+            blocks.append(
+                Block(
+                    quantity="update", tensors=tuple(t for t, _ in updates), rows=[[v, 1.0] for _, v in updates],
+                    columns=("update_ratio", "read_fraction"),
+                )
+            )  # fmt: skip
         return StepRecord(
             group=group, step=step, time=START + SECONDS_PER_STEP * step, elapsed_seconds=SECONDS_PER_STEP * step,
             loss=self.loss(step), learning_rate=self.learning_rate(step), activations=self.layers_at(step),
+            loss_scale=self.loss_scale(step), clip_coefficient=self.clip(step),
             blocks=tuple(blocks), skipped=self.skipped(step),
         )  # fmt: skip
 
@@ -188,6 +200,21 @@ class FormulaRun:
         }
         total = sum(squares.values())
         return tuple(sorted(((n, s / total) for n, s in squares.items()), key=lambda p: -p[1])) if total else ()
+
+
+def write_run(path: Path, run: FormulaRun) -> Path:
+    """The same run as a run file."""
+    from headwater.store import RunWriter
+
+    with RunWriter(path, run.metadata) as writer:
+        for step in run.steps:
+            for group in run.groups:
+                writer.write(run.record(step, group))
+        for event in run.events:
+            writer.write_event(event)
+        for one in run.findings:
+            writer.write_finding(one, "")
+    return path
 
 
 def _row(value: float, count: int) -> list[float]:

@@ -22,6 +22,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("headwater.cli.predict", "Forecast the gradient of every layer before the model runs, at any size."),
     "explain-init": ("headwater.cli.explain_init", "Say what each weight was initialised with, and what that does."),
     "fix": ("headwater.cli.fix", "Find what repairs your model: every repair is tried on a copy and trained."),
+    "report": (
+        "headwater.cli.report",
+        "Tell what a recorded run shows: healthy or not, what happened first, where and when.",
+    ),
+    "compare": (
+        "headwater.cli.compare",
+        "Say at which step and tensor two recorded runs first part, and how they drift apart.",
+    ),
     "phase": ("headwater.cli.phase", "Map where deep networks of an activation lose or keep their gradient."),
 }
 """Command name to the module whose ``command`` it is, and the line that ``headwater --help`` shows.

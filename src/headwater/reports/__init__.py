@@ -33,6 +33,12 @@ DOCUMENTS: Mapping[str, str] = {
     "headwater.records.forecast.Forecast": "headwater.reports.forecast_report:build_forecast_document",
     "headwater.records.comparison.Comparison": "headwater.reports.forecast_comparison:build_comparison_document",
     "headwater.records.remedy.Prescriptions": "headwater.reports.prescription_report:build_prescription_document",
+    "headwater.records.run_summary.RunSummary": "headwater.reports.run_report:build_run_summary_document",
+    "headwater.reports.run_view.RunView": "headwater.reports.run_report:build_run_document",
+    "headwater.store.reader.Run": "headwater.reports.run_report:build_run_document",
+    "headwater.records.run_comparison.RunComparison": (
+        "headwater.reports.run_comparison_report:build_run_comparison_document"
+    ),
 }
 """Type of record to ``module:function`` that builds its document: ``build(record, *, full=False) -> Document``."""
 
@@ -47,6 +53,9 @@ FIGURES: Mapping[str, str] = {
     "headwater.records.forecast.Forecast": "headwater.reports.forecast_figure:forecast_figure",
     "headwater.records.comparison.Comparison": "headwater.reports.forecast_figure:comparison_figure",
     "headwater.records.remedy.Prescriptions": "headwater.reports.prescription_figures:prescription_figure",
+    "headwater.reports.run_view.RunView": "headwater.reports.run_figures:run_figure",
+    "headwater.store.reader.Run": "headwater.reports.run_figures:run_figure",
+    "headwater.records.run_comparison.RunComparison": "headwater.reports.run_comparison_report:run_comparison_figure",
 }
 """Type of record to ``module:function`` that draws it: ``draw(record, *, template="dark", **options) -> Figure``."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -119,7 +120,8 @@ def read_depth(view: RunView) -> str:
     first, final = known[0], known[-1]
     return (
         f"At the end of the run the gradient of the first weight is {power(first[1])} and that of the last "
-        f"{power(final[1])}: {decades(first[1] - final[1])} on the way back. The band holds eight of ten steps of the run."
+        f"{power(final[1])}: {decades(first[1] - final[1])} on the way back. The band holds eight of ten steps of the run; "
+        "lines of outputs are of the last step at which layers were looked at."
     )
 
 
@@ -134,7 +136,7 @@ def _owners(view: RunView) -> Mapping[str, str]:
 def _slider_steps(view: RunView, grid: Grid) -> list[int]:
     """Steps for the slider: findings and steps with layers first, the rest evenly, the first and the last always."""
     with_layers = view.grid("output_gradient") or view.grid("activation")
-    pool = [s for s in with_layers.steps if s in set(grid.steps)] if with_layers is not None else []
+    pool = list(with_layers.steps) if with_layers is not None else []
     if len(pool) < 5:
         pool = list(grid.steps)
     marked = [
@@ -146,11 +148,15 @@ def _slider_steps(view: RunView, grid: Grid) -> list[int]:
     return sorted({*fixed, *evenly})
 
 
+def _column(grid: Grid, step: int) -> int | None:
+    """The column that a step falls into: the last one that begins at it or before."""
+    position = bisect.bisect_right(grid.steps, step) - 1
+    return position if position >= 0 else None
+
+
 def _value(grid: Grid, values: Sequence[float | None], step: int) -> float | None:
-    try:
-        return values[grid.steps.index(step)]
-    except ValueError:
-        return None
+    column = _column(grid, step)
+    return None if column is None else values[column]
 
 
 def _short(value: float) -> float:
@@ -158,9 +164,9 @@ def _short(value: float) -> float:
 
 
 def _at(grid: Grid, rows: Sequence[Sequence[float | None] | None], step: int) -> list[float | None]:
-    if step not in grid.steps:
+    j = _column(grid, step)
+    if j is None:
         return [None] * len(rows)
-    j = grid.steps.index(step)
     return [
         _short(10.0 ** clamp_log10(v)) if row is not None and (v := row[j]) is not None and math.isfinite(v) else None
         for row in rows

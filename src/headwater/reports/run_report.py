@@ -36,6 +36,7 @@ _FINDINGS = 20  # findings that a terminal lists; chosen by us
 _EDGE = 4  # weights shown at the beginning, in the middle and at the end of a long model; chosen by us
 _EVENTS = 12  # events that a terminal lists; a page lists them all
 _SPARK = 60
+_NOTABLE = 0.3  # decades, a factor of 2: a norm that stays within has no extremes worth a word. Chosen by us.
 
 
 def build_run_document(run: RunSource | RunView, *, full: bool = False) -> Document:
@@ -72,7 +73,7 @@ def build_run_summary_document(summary: RunSummary, *, full: bool = False) -> Do
     blocks += [_weight_table(summary.weights, full=False)] if summary.weights else []
     blocks += [block for spike in summary.spikes[:1] for block in _spike_lines(spike.step, spike.contributors[:5])]
     blocks += _event_lines(summary)
-    blocks.append(Paragraph(_cost(summary), "muted"))
+    blocks.append(Paragraph(f"{_cost(summary)} {_coverage(summary)}", "muted"))
     return Document(
         title=f"Run {summary.name}", blocks=tuple(blocks), summary=_summary(summary), facts=_facts(summary),
         headline=run_headline(summary),
@@ -310,10 +311,10 @@ def _norm_line(summary: RunSummary) -> list[Block]:
         return [Paragraph("The gradient norm was zero or not finite at every recorded step.")]
     low, high = min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])
     line = sparkline([v for _, v in norms], _SPARK)
-    text = (
-        f"**Gradient norm** {line} from {power(finite[0][1])} to {power(finite[-1][1])}; "
-        f"smallest {power(low[1])} at step {low[0]:,}, largest {power(high[1])} at step {high[0]:,}."
-    )
+    text = f"**Gradient norm** {line} from {power(finite[0][1])} to {power(finite[-1][1])}"
+    if high[1] - low[1] >= _NOTABLE:
+        text += f"; smallest {power(low[1])} at step {low[0]:,}, largest {power(high[1])} at step {high[0]:,}"
+    text += "."
     return [Paragraph(text)]
 
 
