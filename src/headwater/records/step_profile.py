@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from headwater.records.profile import (
     Coverage,
@@ -210,7 +211,7 @@ def _trunk(record: StepRecord, layers: Sequence[LayerProfile]) -> tuple[TrunkPoi
     """The layers' outputs on the trunk; what lies between two of them is told by the one on the loss side."""
     on_trunk = [layer for layer in layers if layer.on_trunk and layer.gradient is not None]
     points = []
-    for position, (layer, following) in enumerate(zip(on_trunk, [*on_trunk[1:], None], strict=True)):
+    for position, (layer, following) in enumerate(zip_longest(on_trunk, on_trunk[1:])):
         kind: TrunkKind = "loss"
         if following is not None:
             kind = _TRUNK_KINDS.get(following.kind, "other")
