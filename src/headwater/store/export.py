@@ -1,0 +1,248 @@
+"""A run as data for other programs: one tidy table, or strict JSON with every number."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from headwater.errors import HeadwaterError, OutputError
+from headwater.records.json_codec import encode
+from headwater.records.step import STATISTICS_COLUMNS, Block, StepRecord
+from headwater.store.derived import DERIVED, statistics_of
+from headwater.store.rows import element_count, norm_rms_log10
+from headwater.store.schema import FORMS, SCHEMA_VERSION, form_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headwater.store.reader import Run
+
+__all__ = ["table", "table_columns", "table_rows", "write_csv", "write_json", "write_parquet"]
+
+_LEADING = (
+    "step", "group", "micro", "skipped", "loss", "learning_rate", "loss_scale", "clip_coefficient", "tensor", "kind",
+    "role", "layer", "quantity", "phase",
+)  # fmt: skip
+_COUNTS = ("count", "zero_count", "nan_count", "inf_count")
+_OTHERS = tuple(name for form in ("updates", "second_moments", "units") for name in FORMS[form])
+_PARQUET_BATCH = 100_000  # rows per row group (chosen by us: some tens of megabytes in memory)
+
+
+def table_columns() -> tuple[str, ...]:
+    """The columns of the tidy table, in order."""
+    return (*_LEADING, *DERIVED, *_COUNTS, *_OTHERS, "dead_fraction")
+
+
+def table_rows(run: Run) -> Iterator[tuple[Any, ...]]:
+    """The rows of the tidy table: one per step, tensor, quantity and phase.
+
+    Args:
+        run: the run.
+
+    Yields:
+        Values in the order of :func:`table_columns`; None where a column says nothing about the row or was not
+        observed.
+    """
+    for record in run.records():
+        for block in record.blocks:
+            yield from _rows_of(record, block)
+
+
+def _rows_of(record: StepRecord, block: Block) -> Iterator[tuple[Any, ...]]:
+    at = (
+        record.step, record.group, record.micro, record.skipped, record.loss, record.learning_rate, record.loss_scale,
+        record.clip_coefficient,
+    )  # fmt: skip
+    form, before, after = form_of(block), len(DERIVED), len(_OTHERS) + 1
+    for tensor, row in zip(block.tensors, block.rows, strict=True):
+        where = (tensor.name, tensor.kind, tensor.role or tensor.layer_kind, tensor.layer, block.quantity, block.phase)
+        if form == "statistics":
+            found = statistics_of(row)
+            derived = tuple(getattr(found, name) for name in DERIVED)
+            yield (*at, *where, *derived, *(int(value) for value in row[:4]), *(None,) * after)
+            continue
+        known: dict[str, Any] = dict(zip(block.columns, row, strict=True))
+        if form == "norms":
+            count = element_count(tensor.shape)
+            finite = count - row[1] - row[2]
+            known |= {
+                "count": count,
+                "nonfinite_count": int(row[1] + row[2]),
+                "rms": row[0] / math.sqrt(finite) if finite > 0 else math.nan,
+                "rms_log10": norm_rms_log10(row, count),
+            }
+        elif form == "units" and row[0]:
+            known["dead_fraction"] = row[1] / row[0]
+        names = table_columns()[-(before + len(_COUNTS) + after) :]
+        yield (*at, *where, *(known.get(name) for name in names))
+
+
+def table(run: Run) -> pd.DataFrame:
+    """The tidy table as a ``pandas.DataFrame``.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The columns of :func:`table_columns`; numbers are floats (NaN where a column says nothing about the row), except
+        ``step``.
+
+    Raises:
+        HeadwaterError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError(
+            "to_pandas() needs pandas: pip install 'headwater[pandas]'; to_csv() needs nothing"
+        ) from error
+    frame = pd.DataFrame(list(table_rows(run)), columns=list(table_columns()))
+    words = ("step", "group", "skipped", "tensor", "kind", "role", "layer", "quantity", "phase")
+    return frame.astype({"step": "int64", **{name: "float64" for name in table_columns() if name not in words}})
+
+
+def write_csv(run: Run, path: Path) -> None:
+    """The tidy table as comma-separated text (RFC 4180): empty for None, ``nan`` and ``inf`` in words.
+
+    Args:
+        run: the run.
+        path: where.
+    """
+    with _whole(path) as place, open(place, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(table_columns())
+        writer.writerows(table_rows(run))
+
+
+def write_parquet(run: Run, path: Path) -> None:
+    """The tidy table as a Parquet file, through whichever library is there.
+
+    Args:
+        run: the run.
+        path: where.
+
+    Raises:
+        HeadwaterError: neither pandas with pyarrow nor duckdb is installed.
+    """
+    there = {name for name in ("pandas", "pyarrow", "duckdb") if importlib.util.find_spec(name)}
+    if {"pandas", "pyarrow"} <= there:
+        with _whole(path) as place:
+            table(run).to_parquet(place, index=False, engine="pyarrow")
+    elif "duckdb" in there:
+        _write_parquet_with_duckdb(run, path)
+    else:
+        raise HeadwaterError(
+            "to_parquet() needs pandas and pyarrow, or duckdb: pip install 'headwater[parquet]', or use to_csv()"
+        )
+
+
+def _write_parquet_with_duckdb(run: Run, path: Path) -> None:
+    duckdb = importlib.import_module("duckdb")
+
+    def quoted(text: str | Path) -> str:
+        return "'" + str(text).replace("'", "''") + "'"
+
+    integers = ("step", "micro")
+    words = ("group", "skipped", "tensor", "kind", "role", "layer", "quantity", "phase")
+    types = {
+        name: "BIGINT" if name in integers else "VARCHAR" if name in words else "DOUBLE" for name in table_columns()
+    }
+    with _whole(path) as place, tempfile.TemporaryDirectory(prefix="headwater-") as folder:
+        text = Path(folder) / "table.csv"
+        write_csv(run, text)
+        columns = ", ".join(f"{quoted(name)}: {quoted(kind)}" for name, kind in types.items())
+        with duckdb.connect() as connection:
+            connection.execute(
+                f"COPY (SELECT * FROM read_csv({quoted(text)}, header = true, nullstr = '', columns = {{{columns}}})) "
+                f"TO {quoted(place)} (FORMAT parquet)"
+            )
+
+
+def write_json(run: Run, path: Path) -> None:
+    """The whole run as one JSON document, record by record.
+
+    Args:
+        run: the run.
+        path: where.
+    """
+    with _whole(path) as place, open(place, "w", encoding="utf-8", newline="") as stream:
+        head = {
+            "schema": "headwater.run",
+            "schema_version": SCHEMA_VERSION,
+            "name": run.name,
+            "metadata": dict(run.metadata),
+            "sessions": list(run.sessions),
+            "tensors": list(run.tensors),
+            "events": list(run.events),
+            "findings": list(run.findings),
+        }
+        stream.write(_text(head)[:-1] + ',\n"records": [')
+        _write_list(stream, (_compact(record) for record in run.records()))
+        stream.write("\n]}\n")
+
+
+def _write_list(stream: TextIO, items: Iterator[dict[str, Any]]) -> None:
+    for position, item in enumerate(items):
+        stream.write((",\n" if position else "\n") + _text(item))
+
+
+def _compact(record: StepRecord) -> dict[str, Any]:
+    """A record with names in place of the tensors, which are listed once."""
+    data: dict[str, Any] = {
+        name: getattr(record, name) for name in StepRecord.__dataclass_fields__ if name not in ("blocks", "missing")
+    }
+    data["missing"] = dict(record.missing)
+    data["blocks"] = [
+        {
+            "quantity": block.quantity,
+            "phase": block.phase,
+            "columns": list(block.columns),
+            "tensors": [tensor.name for tensor in block.tensors],
+            "rows": _whole_numbers(block),
+        }
+        for block in record.blocks
+    ]
+    return data
+
+
+def _whole_numbers(block: Block) -> Sequence[Sequence[float]]:
+    if tuple(block.columns) != STATISTICS_COLUMNS:
+        return block.rows
+    return [[*(int(value) if math.isfinite(value) else value for value in row[:5]), *row[5:]] for row in block.rows]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(encode(value), ensure_ascii=False, allow_nan=False)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary neighbour that takes the file's place once it is complete; OutputError when it cannot."""
+    if path.exists() and not path.is_file():
+        raise OutputError(f"cannot write {path}: it is not a regular file; name a file in a folder that is writable")
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would surprise who shares the folder
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; name a file in a folder that exists and is writable"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
