@@ -182,7 +182,8 @@ class AlertDesk:
         grows = getattr(alert, "per_place", False)
         places = set(finding.where) - set(alarm["places"]) if grows else set()
         is_new = not alarm["active"] or bool(places)
-        finding = replace(finding, step=record.step if alarm["active"] and is_new else alarm["since"])
+        began = record.step if finding.step is None else finding.step
+        finding = replace(finding, step=began if alarm["active"] and is_new else alarm["since"])
         alarm["active"] = True
         if is_new:
             alarm["said"] += 1

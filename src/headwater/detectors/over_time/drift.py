@@ -119,7 +119,7 @@ class Drift:
         limit = self._limit(quantity, series["losses"][start:])
         found: dict[bool, list[_Row]] = {}
         for name, column in series["sizes"].items():
-            first, last = column[start], column[-1]
+            first, last = next((y for y in column[start:] if y is not None), None), column[-1]
             # Cheap and necessary in nearly every case: a trend that large shows at the ends.
             if first is None or last is None or abs(last - first) < 0.7 * limit:
                 continue

@@ -66,7 +66,8 @@ class StalledLayer:
         return found
 
     def _zeros(self, moment: Moment, memory: Memory) -> list[Finding]:
-        zero: dict[str, int] = memory.setdefault("zero", {})  # recorded steps in a row, of the weights at zero now
+        # Of the weights at zero now: recorded steps in a row, and the first of them.
+        zero: dict[str, list[int]] = memory.setdefault("zero", {})
         never: dict[str, int] = memory.setdefault("never", {})  # the same, since the first step it was seen at
         sizes = moment.gradients
         if sizes is None:
@@ -91,13 +92,13 @@ class StalledLayer:
         for name in now:
             if first_look:
                 never[name] = 0
-            zero[name] = zero.get(name, 0) + 1
+            zero.setdefault(name, [0, moment.record.step])[0] += 1
         found = []
-        late = [name for name in zero if name in never and zero[name] >= self.first_steps]
-        lost = [name for name in zero if name not in never and zero[name] >= self.later_steps]
+        late = [name for name in zero if name in never and zero[name][0] >= self.first_steps]
+        lost = [name for name in zero if name not in never and zero[name][0] >= self.later_steps]
         order = {t.name: t.order for t in sizes.tensors}
         if late or lost:
-            found.append(self._dead(moment.record, sorted(late + lost, key=order.__getitem__), zero, bool(late), fed))
+            found.append(self._dead(sorted(late + lost, key=order.__getitem__), zero, bool(late), fed))
         woken = [name for name in began if never.pop(name) == 0]
         if woken:
             found.append(self._transient(moment.record, sorted(woken, key=lambda name: order.get(name, 0))))
@@ -111,7 +112,7 @@ class StalledLayer:
             every = moment.gradients
             kept = [(t, s) for t, s in zip(every.tensors, every.rms_log10(), strict=True) if t.role in WEIGHT_ROLES]
             tensors, sizes = tuple(t for t, _ in kept), [s for _, s in kept]
-        low: dict[str, int] = memory.setdefault("low", {})
+        low: dict[str, list[int]] = memory.setdefault("low", {})
         finite = sorted(size for size in sizes if math.isfinite(size))
         if len(finite) < 3:
             return []
@@ -124,8 +125,8 @@ class StalledLayer:
         for name in [name for name in low if name not in now]:
             del low[name]
         for name in now:
-            low[name] = low.get(name, 0) + 1
-        rows = [name for name in now if low[name] >= self.low_steps]
+            low.setdefault(name, [0, moment.record.step])[0] += 1
+        rows = [name for name in now if low[name][0] >= self.low_steps]
         if not rows:
             return []
         worst = min(rows, key=now.__getitem__)
@@ -140,16 +141,17 @@ class StalledLayer:
                 where=tuple(rows),
                 evidence=(
                     Evidence("below the best-fed quarter", below, "decades", f"of {worst}; limit {self.decades:g}"),
-                    Evidence("recorded steps in a row", low[worst], "", f"limit {self.low_steps}"),
+                    Evidence("recorded steps in a row", low[worst][0], "", f"limit {self.low_steps}"),
                 ),
-                cause=f"For {low[worst]} recorded steps the {told} of {worst} has been {amount} the best-fed quarter of weights.",
+                cause=f"For {low[worst][0]} recorded steps the {told} of {worst} has been {amount} the best-fed weights'.",
                 advice="Look at what stands between it and the loss; its own learning rate helps where only the scale differs.",
+                step=min(low[name][1] for name in rows),
             )
         ]
 
-    def _dead(self, record: StepRecord, rows: list[str], zero: dict[str, int], never: bool, fed: int) -> Finding:
-        longest = max(rows, key=zero.__getitem__)
-        since = "since watching began" if never else f"for {zero[longest]} recorded steps, after it had one"
+    def _dead(self, rows: list[str], zero: dict[str, list[int]], never: bool, fed: int) -> Finding:
+        longest = max(rows, key=lambda name: zero[name][0])
+        since = "since watching began" if never else f"for {zero[longest][0]} recorded steps, after it had one"
         more = f", and {len(rows) - 1} more weights with it" if len(rows) > 1 else ""
         return Finding(
             code=self.code,
@@ -161,7 +163,7 @@ class StalledLayer:
                 Evidence("weights with zero gradient", len(rows)),
                 Evidence(
                     "recorded steps in a row",
-                    zero[longest],
+                    zero[longest][0],
                     "",
                     f"limit {self.first_steps if never else self.later_steps}",
                 ),
@@ -172,6 +174,7 @@ class StalledLayer:
                 "Run headwater.diagnose on one batch: it says whether these weights are cut off (a detach, a step function) or "
                 "multiplied by zero (two zero-initialised factors, dead units)."
             ),
+            step=min(zero[name][1] for name in rows),
         )
 
     def _transient(self, record: StepRecord, rows: list[str]) -> Finding:

@@ -29,10 +29,11 @@ class UpdateRatio:
     ## Evidence and threshold
     ‖Δw‖/‖w‖. ``largest`` = 0.5 and ``rounding`` = 6e-8 as HW501 (half a unit in the last place of float32). ``own_decades``
     = 2 off its own moving average (of the log10 ratio over the median weight's, weight ``memory_share`` = 1/16 per recorded
-    step, after ``least_steps`` = 8), chosen by us, see benchmarks/alerts.py; comparing with the other weights cancels the
-    learning rate's schedule. Four recorded steps in a row (``patience``): the ratio of a weight that starts near zero under
-    Adam falls as 1/t, 1, 1/2 and 1/4 at steps 1, 2 and 4. Steps whose learning rate is below ``rate_share`` = 0.01 of the
-    largest so far, the end of a schedule, are not judged for rounding.
+    step, after ``least_steps`` = 8; it stands still for as many steps while the weight is off, then follows), chosen by us,
+    see benchmarks/alerts.py; comparing with the other weights cancels the learning rate's schedule. Four recorded steps in a
+    row (``patience``): the ratio of a weight that starts near zero under Adam falls as 1/t, 1, 1/2 and 1/4 at steps 1, 2
+    and 4. Steps whose learning rate is below ``rate_share`` = 0.01 of the largest so far, the end of a schedule, are not
+    judged for rounding.
 
     ## Known false alarms
     Weights that start at or near zero with a large learning rate.
@@ -125,7 +126,9 @@ class UpdateRatio:
     def _off(
         self, tensors: tuple[WatchedTensor, ...], ratios: list[float], middle: float, memory: Memory
     ) -> list[Finding]:
-        past: dict[str, list[float]] = memory.setdefault("past", {})  # name -> [moving average, recorded steps in it]
+        past: dict[str, list[float]] = memory.setdefault(
+            "past", {}
+        )  # name -> [moving average, steps in it, steps off it]
         rows: list[tuple[str, float]] = []
         share, least, limit = self.memory_share, self.least_steps, self.own_decades
         for tensor, ratio in zip(tensors, ratios, strict=True):
@@ -134,13 +137,18 @@ class UpdateRatio:
             level = ratio - middle
             entry = past.get(tensor.name)
             if entry is None:
-                past[tensor.name] = [level, 1]
+                past[tensor.name] = [level, 1, 0]
                 continue
             off = level - entry[0]
+            if (off >= limit or -off >= limit) and entry[1] >= least:
+                rows.append((tensor.name, off))
+                entry[2] += 1
+                if entry[2] <= least:
+                    continue
+            else:
+                entry[2] = 0
             entry[1] += 1
             entry[0] += off * max(share, 1.0 / entry[1])  # a plain mean first, then a moving one
-            if (off >= limit or -off >= limit) and entry[1] > least:
-                rows.append((tensor.name, off))
         if not rows:
             return []
         name, off = max(rows, key=lambda row: abs(row[1]))
