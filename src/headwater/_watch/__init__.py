@@ -57,7 +57,7 @@ class Watch:
     def __init__(
         self,
         pairs: Sequence[tuple[str, nn.Module, Sequence[Optimizer]]],
-        run: str | Path | None,
+        run: str | os.PathLike[str] | None,
         schedule: Schedule,
         options: Options,
         alerts: Sequence[Alert],
@@ -181,17 +181,26 @@ class Watch:
 
     # ---------------------------------------------------------------- during training
 
-    def record(self, loss: float | Tensor | None = None, **scalars: float | Tensor) -> None:
+    def record(
+        self, loss: float | Tensor | None = None, *, group: str | None = None, **scalars: float | Tensor
+    ) -> None:
         """Give numbers of the step in progress, or of the one just taken, to the record.
 
         Args:
             loss: of the step; a tensor is not waited for.
+            group: name of the model/optimizer pair; None gives them to all.
             **scalars: other numbers, handed to the sinks by name.
         """
         if isinstance(loss, Tensor):
             loss = loss.detach().reshape(()) if loss.numel() == 1 else None
         for pair in self._pairs:
-            pair.give(loss, dict(scalars))
+            if group is None or pair.group == group:
+                pair.give(loss, dict(scalars))
+
+    @property
+    def enabled(self) -> bool:
+        """False for a watch that does nothing at all."""
+        return self._enabled
 
     @property
     def should_stop(self) -> bool:
@@ -357,7 +366,7 @@ def _context(model: nn.Module) -> RunContext:
 def watch(
     model: Any,
     optimizer: Any = None,
-    run: str | Path | None = None,
+    run: str | os.PathLike[str] | None = None,
     *,
     every: int = 10,
     start: int = 0,

@@ -19,7 +19,7 @@ from headwater.errors import HeadwaterError, TrainingStopped, UnhealthyError
 from headwater.records import Finding, Statistics
 from headwater.records.step import RunEvent, StepRecord
 from headwater.records.step_profile import RunContext, profile_of_step
-from headwater.records.step_scalars import summary_scalars
+from headwater.records.step_scalars import Naming, summary_scalars
 
 __all__ = ["LOG", "Pipeline", "Writer"]
 
@@ -274,8 +274,8 @@ class Pipeline(Receiver):
             if index in self._broken_sinks:
                 continue
             try:
-                naming, per_layer = getattr(sink, "naming", "headwater"), getattr(sink, "per_layer", ())
-                scalars = summary_scalars(record, naming, per_layer=per_layer)
+                naming: Naming = getattr(sink, "naming", "headwater")
+                scalars = summary_scalars(record, naming, per_layer=getattr(sink, "per_layer", ()))
                 scalars |= {name: value for name, value in extra.items() if value is not None}
                 if scalars:
                     sink.write(scalars, record.step)

@@ -178,14 +178,14 @@ class _Requeued:
 
     __slots__ = ("function",)
 
-    def __init__(self, function: Callable[[], object]) -> None:
+    def __init__(self, function: Callable[[], None]) -> None:
         self.function = function
 
     def __call__(self) -> None:
         torch.autograd.Variable._execution_engine.queue_callback(self.function)
 
 
-def at_end_of_backward(function: Callable[[], object]) -> None:
+def at_end_of_backward(function: Callable[[], None]) -> None:
     """Run a function once the backward now in progress is over, wrappers' own reductions included.
 
     Only to be called from a hook during a backward. The function runs on the streams of the backward's caller.

@@ -140,7 +140,8 @@ class Inventory:
         model = self.model()
         if model is not None and _registered(model) != self._registered:
             changes = self.list_again()
-        frozen, unfrozen = [], []
+        frozen: list[str] = []
+        unfrozen: list[str] = []
         for tracked in self.tracked:
             tensor = tracked.tensor()
             if tensor is not None and tensor.requires_grad != tracked.watched.trainable:

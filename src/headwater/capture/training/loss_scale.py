@@ -6,7 +6,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class ScaledSteps:
     """
 
     _lock = threading.Lock()
-    _listeners: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+    _listeners: ClassVar[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
     _original: Callable[..., Any] | None = None
     _replacement: Callable[..., Any] | None = None
 
@@ -48,7 +48,7 @@ class ScaledSteps:
             if cls._replacement is None:
                 cls._original = torch.amp.GradScaler.step
                 cls._replacement = _telling(cls._original)
-                torch.amp.GradScaler.step = cls._replacement  # type: ignore[method-assign,assignment]
+                torch.amp.GradScaler.step = cls._replacement  # type: ignore[method-assign]
 
     @classmethod
     def forget(cls, optimizer: Optimizer | None, optimizer_id: int) -> None:

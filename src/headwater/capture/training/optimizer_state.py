@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from headwater.capture.training.inventory import Inventory
 from headwater.capture.training.raw import Piece
-from headwater.capture.training.updates import ElementSample, is_sampleable
+from headwater.capture.training.updates import ElementSample, WholeTensors, is_sampleable
 
 __all__ = ["OptimizerReader"]
 
@@ -29,7 +30,8 @@ class _Samples:
         for position, tensor in members:
             by_device.setdefault(tensor.device, []).append((position, tensor))
         self.parts = [
-            ([i for i, _ in part], ElementSample([t for _, t in part], exact=exact)) for part in by_device.values()
+            ([i for i, _ in part], (WholeTensors if exact else ElementSample)([t for _, t in part]))
+            for part in by_device.values()
         ]
 
 
@@ -134,23 +136,31 @@ def _second_moments(
     """Of an optimizer of Adam's kind: one with ``exp_avg_sq``, ``betas`` and ``eps``."""
     groups = _groups(optimizer)
     sources: list[Tensor] = []
-    corrections: list[float] = []
+    steps: list[float | Tensor] = []
+    decays: list[float] = []
     epsilons: list[float] = []
     for tensor in sample.tensors:
-        state, group = optimizer.state.get(tensor), groups.get(id(tensor))
-        moment = state.get("exp_avg_sq") if state else None
+        state, group = optimizer.state.get(tensor) or {}, groups.get(id(tensor))
+        moment = state.get("exp_avg_sq")
         if moment is None or group is None or moment.shape != tensor.shape or moment.stride() != tensor.stride():
             return None
         step, betas, epsilon = state.get("step"), group.get("betas"), group.get("eps")
-        if step is None or betas is None or epsilon is None or isinstance(step, Tensor) and step.device.type != "cpu":
+        if step is None or betas is None or epsilon is None:
             return None
         sources.append(moment)
-        corrections.append(1.0 - float(betas[1]) ** float(step))
+        steps.append(step)
+        decays.append(float(betas[1]))
         epsilons.append(float(epsilon))
     if not sources:
         return None
     device = sample.read_fraction.device
-    table = sample.second_moments(sources, _on(corrections, device), _on(epsilons, device))
+    if any(isinstance(step, Tensor) and step.device.type != "cpu" for step in steps):  # capturable: counted there
+        counted = torch.stack([step.reshape(()) for step in steps if isinstance(step, Tensor)])
+        powers = torch.exp(counted.to(sample.read_fraction.dtype) * _on([math.log(d) for d in decays], device))
+        corrections = 1.0 - powers
+    else:
+        corrections = _on([1.0 - d ** float(t) for d, t in zip(decays, steps, strict=True)], device)
+    table = sample.second_moments(sources, corrections, _on(epsilons, device))
     return "second_moment", list(positions), table
 
 

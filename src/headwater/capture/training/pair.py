@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -87,6 +88,24 @@ class _Hook:
         return (_Inert, ())
 
 
+class _MicroHook:
+    """On a parameter, for the gradient of each backward by itself."""
+
+    __slots__ = ("pair", "position")
+    __torch_unserializable__ = True  # torch: not to be warned about when the parameter is sent to another process
+
+    def __init__(self, pair: Pair, position: int) -> None:
+        self.pair, self.position = weakref.ref(pair), position
+
+    def __call__(self, gradient: Tensor) -> None:
+        pair = self.pair()
+        if pair is not None:
+            pair.micro_gradient(self.position, gradient)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Inert, ())
+
+
 class _Inert:
     """What a copied hook is: nothing."""
 
@@ -130,8 +149,14 @@ class Pair:
         self._sentinels: list[Any] = []
         self._held: RawStep | None = None
         self._expected_backwards = 1
+        self._first_step = 0
+        self._gives_before_step: bool | None = None
+        self._micro_handles: list[Any] = []
+        self._micro_tables: dict[int, Tensor] = {}
         self._dropped_noticed = self._unscheduled = False
         self._in_scaled_step = self._stepped_in_scaled_step = False
+        self._loss: float | Tensor | None = None
+        self._scalars: dict[str, float | Tensor] = {}
         self._clear()
 
     # ---------------------------------------------------------------- life
@@ -145,6 +170,7 @@ class Pair:
             self._handles.append(optimizer.register_step_pre_hook(_Hook(self, "_guarded_before_step")))
             self._handles.append(optimizer.register_step_post_hook(_Hook(self, "_guarded_after_step")))
             ScaledSteps.listen(optimizer, self)
+        self._first_step = self.step
         self._arm()
 
     def detach(self) -> None:
@@ -157,9 +183,10 @@ class Pair:
                 self.receiver.take(last)
 
     def _off(self) -> None:
-        for handle in (*self._handles, *self._sentinels):
+        for handle in (*self._handles, *self._sentinels, *self._micro_handles):
             handle.remove()
         self._handles.clear()
+        self._micro_handles.clear()
         self._sentinels.clear()
         if self.layers is not None:
             self.layers.remove()
@@ -173,19 +200,23 @@ class Pair:
             self.receiver.take(held)
 
     def give(self, loss: float | Tensor | None, scalars: dict[str, float | Tensor]) -> None:
-        """Numbers from the training loop, for the step in progress or, between two steps, for the one just done.
+        """Numbers from the training loop: of the step in progress, or of the one just taken.
+
+        Which of the two is told by when the first ones came: before any step was taken, or after a backward whose step has
+        not been taken yet, they are those of the step in progress; else of the one just taken.
 
         Args:
             loss: of the step.
             scalars: others.
         """
-        if self._held is not None and not self._marks:
-            if loss is not None:
-                self._held.loss = loss
-            self._held.scalars.update(scalars)
-        else:
+        if self._gives_before_step is None or self._marks is not None:
+            self._gives_before_step = self._marks is not None or self._in_step or self.step == self._first_step
+        if self._gives_before_step:
             self._loss = loss if loss is not None else self._loss
             self._scalars.update(scalars)
+        elif self._held is not None:
+            self._held.loss = loss if loss is not None else self._held.loss
+            self._held.scalars.update(scalars)
 
     # ---------------------------------------------------------------- preparing a step
 
@@ -196,11 +227,12 @@ class Pair:
         self._in_step = False
         self._closure_calls: list[tuple[RawStep, GradientReading | None]] = []
         self._backwards = 0
+        self._micro_rows = 0
         self._queued = False
         self._stepped: set[int] = set()
         self._parts: list[GradientReading] = []
-        self._loss: float | Tensor | None = None
-        self._scalars: dict[str, float | Tensor] = {}
+        self._loss = None
+        self._scalars = {}
         self._scale: float | Tensor = 1.0
         self._found_infinity: Tensor | None = None
         self._begun = False
@@ -225,6 +257,8 @@ class Pair:
                 self._tell(kind, f"{len(names)} parameter{'s' * (len(names) > 1)} {kind}", names)
         if not self._sentinels or changes.unfrozen or changes.added:
             self._place_sentinels()
+        if self.options.micro and (not self._micro_handles or changes.unfrozen or changes.added):
+            self._watch_micro()
         if self.sampling and self.layers is not None:
             self.layers.install(self.inventory)
 
@@ -560,8 +594,35 @@ class Pair:
         watched = self.inventory.watched([i for i, _ in pairs])
         return [Piece("value", None, watched, columns_of(self.options.tier), table)]
 
+    def _watch_micro(self) -> None:
+        """A hook on every parameter sees the gradient of each backward before it is added to the others."""
+        for handle in self._micro_handles:
+            handle.remove()
+        self._micro_handles = [
+            p.register_hook(_MicroHook(self, position))
+            for position, p in enumerate(self.inventory.tensors())
+            if p is not None and p.requires_grad
+        ]
+
+    def micro_gradient(self, position: int, gradient: Tensor) -> None:
+        """The gradient of one backward arrived at a parameter."""
+        if self.recording:
+            self._micro_tables[position] = read_table([gradient.detach()], self.options.tier)
+
     def _micro_row(self) -> None:
-        raise NotImplementedError
+        tables, self._micro_tables = self._micro_tables, {}
+        if not tables:
+            return
+        raw = self._raw()
+        raw.micro = self._micro_rows
+        raw.loss_scale = 1.0 if self.scaler is None else current_scale(self.scaler)
+        self._micro_rows += 1
+        positions = sorted(tables)
+        first = tables[positions[0]].device
+        table = torch.cat([tables[i].to(first, non_blocking=True) for i in positions])
+        watched = self.inventory.watched(positions)
+        raw.pieces.append(Piece("gradient", "pre_clip", watched, columns_of(self.options.tier), table, scaled=True))
+        self.receiver.take(raw)
 
     def _last_step(self) -> RawStep | None:
         return None

@@ -51,7 +51,7 @@ class Schedule:
             raise InputError(f"stop should be None or an integer of at least start={self.start}, got {self.stop!r}")
         if self.activations not in ("sampled", "recorded", None):
             raise InputError(f'activations should be "sampled", "recorded" or None, got {self.activations!r}')
-        if self.max_overhead is not None and not 0.0 < self.max_overhead:
+        if self.max_overhead is not None and self.max_overhead <= 0.0:
             raise InputError(f"max_overhead should be a positive share of the time or None, got {self.max_overhead!r}")
 
     def records(self, step: int) -> bool:

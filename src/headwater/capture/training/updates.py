@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SAMPLED_FRACTION", "ElementSample"]
+from headwater.stats import norm_table
+
+__all__ = ["SAMPLED_FRACTION", "ElementSample", "WholeTensors", "is_sampleable"]
 
 SAMPLED_FRACTION = 1 / 200
 """Share of all parameter elements in a sample: before and after together stay below 1 % of the parameters' memory
@@ -26,17 +28,13 @@ class ElementSample:
 
     Args:
         tensors: on one device.
-        exact: read every element.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], *, exact: bool = False) -> None:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
         sizes = [t.numel() for t in tensors]
-        if exact:
-            self.width = max(sizes, default=1)
-        else:
-            share = int(sum(sizes) * SAMPLED_FRACTION) // max(1, len(sizes))
-            self.width = min(max(_LEAST, share // _ROUND * _ROUND if share > _ROUND else share), max(sizes, default=1))
+        share = int(sum(sizes) * SAMPLED_FRACTION) // max(1, len(sizes))
+        self.width = min(max(_LEAST, share // _ROUND * _ROUND if share > _ROUND else share), max(sizes, default=1))
         self.counts = [min(n, self.width) for n in sizes]
         self.strides = [_spacing(t, n) for t, n in zip(tensors, self.counts, strict=True)]
         first = tensors[0]
@@ -116,6 +114,40 @@ class ElementSample:
         below = (corrected < epsilon.square()[:, None]).sum(1) - (self.width - self._count)  # padding is always below
         below = torch.where(epsilon > 0, below, (corrected < 0).sum(1).to(below.dtype))
         return torch.stack([mean.sqrt(), epsilon, below / self._count], dim=1)
+
+
+class WholeTensors(ElementSample):
+    """Updates from every element, at the price of a copy of the parameters during a recorded step.
+
+    The second moment is still read from the sample.
+
+    Args:
+        tensors: on one device.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__(tensors)
+        self._copies: list[Tensor] = []
+
+    @torch.no_grad()
+    def snapshot(self) -> None:
+        """Copy the tensors as they are before the step."""
+        self._copies = [t.detach().clone() for t in self.tensors]
+
+    @torch.no_grad()
+    def ratios(self) -> Tensor:
+        """‖Δw‖/‖w‖ since :meth:`snapshot`; the share of the elements it was read from is 1.
+
+        Returns:
+            Shape (k, 2), as for the sample.
+        """
+        before = norm_table(self._copies)[:, 0]
+        for copy, tensor in zip(self._copies, self.tensors, strict=True):
+            copy.sub_(tensor.detach())
+        moved = norm_table(self._copies)[:, 0]
+        self._copies = []
+        ratio = torch.where(moved == 0.0, moved, moved / before)
+        return torch.stack([ratio, torch.ones_like(ratio)], dim=1)
 
 
 def _spacing(tensor: Tensor, count: int) -> int:
