@@ -35,6 +35,7 @@ __all__ = [
     "summarize",
     "summarize_many",
     "table_of",
+    "table_on_accelerator",
 ]
 
 ROW = 65_536
@@ -183,59 +184,99 @@ def summarize_many(tensors: Sequence[Tensor]) -> list[Statistics]:
     Returns:
         Their statistics, in order. One copy from each accelerator.
     """
-    if all(tensor.is_cpu for tensor in tensors):
-        table = fused_table(tensors)
-        if table is not None:
-            return statistics_from_rows(table)
-    done: dict[int, Statistics] = {}
-    waiting: dict[torch.device, tuple[list[int], list[Tensor]]] = defaultdict(lambda: ([], []))
-    alike: dict[tuple[torch.device, torch.dtype, int], list[tuple[int, Tensor]]] = defaultdict(list)
-
-    def keep(indices: list[int], table: Tensor) -> None:
-        waiting[table.device][0].extend(indices)
-        waiting[table.device][1].append(table)
-
+    by_device: dict[torch.device, list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
-        flat = _small_flat_view(tensor)
-        if flat is not None:
-            alike[flat.device, flat.dtype, flat.numel()].append((index, flat))
-        elif tensor.device.type == "cpu":
-            done[index] = _summarize_on_host(tensor)
+        by_device[tensor.device].append(index)
+    done: dict[int, Statistics] = {}
+    for device, indices in by_device.items():
+        members = [tensors[index] for index in indices]
+        if device.type == "cpu":
+            table = fused_table(members)
+            records = _records_in_torch(members) if table is None else statistics_from_rows(table)
         else:
-            keep([index], moment_row(tensor)[None])
-    for (device, _, numel), members in alike.items():
-        on_host = device.type == "cpu"
-        step = max(1, (_BLOCK_ON_HOST if on_host else _BLOCK_ON_ACCELERATOR) // numel)
-        for start in range(0, len(members), step):
-            batch = members[start : start + step]
-            indices = [index for index, _ in batch]
-            rows = batch[0][1][None] if len(batch) == 1 else torch.stack([flat for _, flat in batch])
-            if on_host:
-                done.update(zip(indices, rows_on_host(rows), strict=True))
-            else:
-                keep(indices, moment_rows(rows))
-    for indices, tables in waiting.values():
-        done.update(zip(indices, statistics_from_rows(torch.cat(tables)), strict=True))
+            records = statistics_from_rows(table_on_accelerator(members))
+        done.update(zip(indices, records, strict=True))
     return [done[index] for index in range(len(tensors))]
 
 
-def _small_flat_view(tensor: Tensor) -> Tensor | None:
-    """A flat view of real numbers of a tensor that fits in one row, if there is one."""
+def _records_in_torch(tensors: Sequence[Tensor]) -> list[Statistics]:
+    """Without compiled code: of tensors in main memory."""
+    done: dict[int, Statistics] = {}
+    alike: dict[tuple[torch.dtype, int], list[tuple[int, Tensor]]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        flat = _flat_view_up_to(tensor, ROW // 2)
+        if flat is None:
+            done[index] = _summarize_on_host(tensor)
+        else:
+            alike[flat.dtype, flat.numel()].append((index, flat))
+    for (_, numel), members in alike.items():
+        for batch in _batches(members, _BLOCK_ON_HOST // numel):
+            done.update(zip([index for index, _ in batch], rows_on_host(_stacked(batch)), strict=True))
+    return [done[index] for index in range(len(tensors))]
+
+
+@torch.no_grad()
+def table_on_accelerator(tensors: Sequence[Tensor]) -> Tensor:
+    """:func:`~headwater.stats.moment_table` of tensors on one accelerator.
+
+    Tensors of equal size and dtype are read together, so that the number of kernels that start does not grow with
+    theirs (but with that of the elements: 2,097,152 at a time).
+
+    Args:
+        tensors: one or more, of any shape, dtype and layout.
+
+    Returns:
+        Shape (k, 11). Nothing waits for the device.
+    """
+    done: dict[int, Tensor] = {}
+    alike: dict[tuple[torch.dtype, int], list[tuple[int, Tensor]]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        flat = _flat_view_up_to(tensor, _BLOCK_ON_ACCELERATOR if has_float64(tensor.device) else ROW // 2)
+        if flat is None or _equal_rows(flat.numel()) is None:
+            done[index] = moment_row(tensor)
+        else:
+            alike[flat.dtype, flat.numel()].append((index, flat))
+    for (_, numel), members in alike.items():
+        rows = _equal_rows(numel) or 1
+        for batch in _batches(members, _BLOCK_ON_ACCELERATOR // numel):
+            table = moment_rows(_stacked(batch).view(len(batch) * rows, -1))
+            table = table if rows == 1 else merged(table.view(len(batch), rows, COLUMNS))
+            done.update(zip([index for index, _ in batch], table.unbind(), strict=True))
+    return torch.stack([done[index] for index in range(len(tensors))])
+
+
+def _batches(members: list[tuple[int, Tensor]], size: int) -> Iterator[list[tuple[int, Tensor]]]:
+    size = max(1, size)
+    for start in range(0, len(members), size):
+        yield members[start : start + size]
+
+
+def _stacked(batch: list[tuple[int, Tensor]]) -> Tensor:
+    return batch[0][1][None] if len(batch) == 1 else torch.stack([flat for _, flat in batch])
+
+
+def _flat_view_up_to(tensor: Tensor, limit: int) -> Tensor | None:
+    """A flat view of real numbers of a tensor of at most ``limit`` elements, if there is one."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type == "meta":
         return None
-    flat = flat_view(tensor.detach()) if 0 < tensor.numel() <= ROW // 2 else None
+    flat = flat_view(tensor.detach()) if 0 < tensor.numel() <= limit else None
     return as_computable(flat).view(-1) if flat is not None and flat.is_complex() else flat
 
 
 # -------------------------------------------------------------------- rows of a tensor
 
 
+def _equal_rows(n: int) -> int | None:
+    """Into how many rows of at most 65,536 elements n of them split evenly, where that takes hardly more than need be."""
+    fewest = -(-n // ROW)
+    return next((rows for rows in range(fewest, fewest + 4) if n % rows == 0), None)
+
+
 def _rows(piece: Tensor) -> Iterator[Tensor]:
     """A flat piece as (k, n) rows of at most 65,536 elements."""
     n = piece.numel()
-    k = -(-n // ROW)
     # Rows of equal length need one call; otherwise full rows, and the remainder as a row of its own.
-    equal = next((rows for rows in range(k, k + 4) if n % rows == 0), None)
+    equal = _equal_rows(n)
     if equal is not None:
         yield piece.view(equal, -1)
     else:

@@ -87,30 +87,33 @@ def merged(rows: Tensor) -> Tensor:
     """The moments of all rows together: ``Statistics.merge`` for rows on a device.
 
     Args:
-        rows: shape (k, 11), float64.
+        rows: shape (..., k, 11), float64.
 
     Returns:
-        Shape (11,).
+        Shape (..., 11).
     """
-    finite = rows[:, _COUNT] - rows[:, _NAN] - rows[:, _INF]
+    finite = rows[..., _COUNT] - rows[..., _NAN] - rows[..., _INF]
     # A row of zeros, or of nothing finite, has no scale of its own.
-    has_scale = rows[:, _MAX] > 0.0
-    scale = torch.where(has_scale, rows[:, _EXPONENT], -torch.inf).amax()
-    scale = torch.where(has_scale.any(), scale, 0.0)
-    factor = torch.exp2(torch.where(has_scale, rows[:, _EXPONENT] - scale, 0.0))
-    sums = rows[:, _SUM] * factor
+    has_scale = rows[..., _MAX] > 0.0
+    scale = torch.where(has_scale, rows[..., _EXPONENT], -torch.inf).amax(-1, keepdim=True)
+    scale = torch.where(has_scale.any(-1, keepdim=True), scale, 0.0)
+    factor = torch.exp2(torch.where(has_scale, rows[..., _EXPONENT] - scale, 0.0))
+    sums = rows[..., _SUM] * factor
     means = sums / finite.clamp(min=1.0)
-    mean = sums.sum() / finite.sum().clamp(min=1.0)
+    mean = sums.sum(-1, keepdim=True) / finite.sum(-1, keepdim=True).clamp(min=1.0)
     squared = factor * factor
-    smallest = torch.where(rows[:, _MIN] > 0.0, rows[:, _MIN], torch.inf).amin()
-    counts = rows[:, : _INF + 1].sum(0)
-    rest = torch.stack([
-        scale,
-        sums.sum(),
-        (rows[:, _SUM_ABS] * factor).sum(),
-        (rows[:, _DEVIATIONS] * squared).sum() + (finite * (means - mean).square()).sum(),
-        (rows[:, _FOURTH] * squared * squared).sum(),
-        (rows[:, _MAX] * factor).amax(),
-        torch.where(smallest < torch.inf, smallest, 0.0),
-    ])  # fmt: skip
-    return torch.cat([counts, rest])
+    smallest = torch.where(rows[..., _MIN] > 0.0, rows[..., _MIN], torch.inf).amin(-1)
+    counts = rows[..., : _INF + 1].sum(-2)
+    rest = torch.stack(
+        [
+            scale[..., 0],
+            sums.sum(-1),
+            (rows[..., _SUM_ABS] * factor).sum(-1),
+            (rows[..., _DEVIATIONS] * squared).sum(-1) + (finite * (means - mean).square()).sum(-1),
+            (rows[..., _FOURTH] * squared * squared).sum(-1),
+            (rows[..., _MAX] * factor).amax(-1),
+            torch.where(smallest < torch.inf, smallest, 0.0),
+        ],
+        dim=-1,
+    )
+    return torch.cat([counts, rest], dim=-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headwater.errors import InputError
 from headwater.stats import kernels
-from headwater.stats.moments import fused_table, moment_row, summarize_many, table_of
+from headwater.stats.moments import fused_table, summarize_many, table_of, table_on_accelerator
 from headwater.stats.rows_on_accelerator import COLUMNS
 
 __all__ = ["MomentPlan", "moment_table", "norm_table"]
@@ -48,7 +48,7 @@ def moment_table(tensors: Sequence[Tensor]) -> Tensor:
     if _on_host(tensors):
         table = fused_table(tensors)
         return table_of(summarize_many(tensors)) if table is None else table
-    return torch.stack([moment_row(tensor) for tensor in tensors])
+    return table_on_accelerator(tensors)
 
 
 @torch.no_grad()

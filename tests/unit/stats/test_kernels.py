@@ -64,7 +64,7 @@ def assert_agree(s: Statistics, twin: Statistics, rtol: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @any_dtype
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_bit_pattern_gives_the_exact_statistics(target: str, dtype: torch.dtype, data: st.DataObject) -> None:
     x = data.draw(tensors(dtype))

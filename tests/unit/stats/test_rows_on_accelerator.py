@@ -28,6 +28,7 @@ from headwater.stats import (
     zero_column_count,
     zero_row_count,
 )
+from headwater.stats.moments import table_on_accelerator
 from headwater.stats.rows_on_accelerator import merged, rows_on_accelerator
 
 double_or_single = pytest.mark.parametrize("double", [True, False], ids=["float64", "float32 alone"])
@@ -62,6 +63,27 @@ def test_rows_merged_on_the_device_equal_the_merged_records(a: torch.Tensor, b: 
     (on_device,) = statistics_from_rows(merged(rows)[None])
     on_host = Statistics.merge(statistics_from_rows(rows))
     assert on_device.to_dict() == pytest.approx(on_host.to_dict(), rel=1e-9, abs=1e-12)
+
+
+def test_tables_of_rows_are_merged_table_by_table() -> None:
+    tables = torch.stack([rows_on_accelerator(torch.randn(3, 40) * scale) for scale in (1.0, 1e-30, 0.0)])
+    assert torch.equal(merged(tables), torch.stack([merged(table) for table in tables]))
+
+
+def test_many_tensors_in_one_table_keep_their_order() -> None:
+    # In main memory here: the functions are the same on every device.
+    tensors_ = [
+        torch.randn(7), torch.randn(400, 500), torch.empty(0), torch.randn(7) * 1e-30, torch.randn(40, 3).t(),
+        torch.randn(500, 400) + 5.0, torch.ones(()).expand(7), torch.randn(70_001), torch.randn(7).half(),
+        torch.tensor([math.nan] * 7), torch.randn(3, 4, dtype=torch.complex64), torch.eye(5).to_sparse(),
+    ]  # fmt: skip
+    table = table_on_accelerator(tensors_)
+    for s, x in zip(statistics_from_rows(table), tensors_, strict=True):
+        exact = Statistics.of(elements(x))
+        for name in ("count", "zero_count", "nan_count", "inf_count"):
+            assert getattr(s, name) == getattr(exact, name)
+        for name in ("mean_abs", "rms", "std", "kurtosis", "max_abs", "min_abs_nonzero"):
+            assert getattr(s, name) == pytest.approx(getattr(exact, name), rel=1e-5, abs=1e-12, nan_ok=True)
 
 
 class _NoHostLook(TorchDispatchMode):
