@@ -458,6 +458,10 @@ def _softmax(call: Call) -> Thing:
     thing = call.thing(0)
     scores = _scores_of(thing) if isinstance(thing, Signal) else None
     dimension = call.argument(1, "dim")
+    if isinstance(thing, Signal) and thing.structure is None:
+        from headwater.theory.forecast.rules.gating import plain_softmax
+
+        return plain_softmax(call, thing, dimension % len(thing.axes))
     if scores is None or not isinstance(thing, Signal) or dimension % len(thing.axes) != len(thing.axes) - 1:
         raise NoRuleError("a softmax over something that is no product of queries and keys")
     return _structured(thing.axes, Weights(scores), thing)
@@ -468,6 +472,10 @@ def _softmax_backward(call: Call) -> Thing:
     gradient, output = call.thing(0), call.thing(1)
     product = _scores_of(gradient) if isinstance(gradient, Signal) else None
     structure = output.structure if isinstance(output, Signal) else None
+    if isinstance(output, Signal) and structure is None and isinstance(gradient, Signal) and product is None:
+        from headwater.theory.forecast.rules.gating import plain_softmax_backward
+
+        return plain_softmax_backward(call, gradient, output, int(call.args[2]) % len(output.axes))
     if product is None or not isinstance(structure, Weights):
         raise NoRuleError("the gradient of a softmax over something that is no product of queries and keys")
     # The gradient's rows and columns are those of the weights, whatever they were called.

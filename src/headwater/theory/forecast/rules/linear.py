@@ -35,8 +35,13 @@ def as_positions(thing: Thing, features: tuple[int, ...], call: Call, pixels: bo
     """
     features = tuple(f % len(thing.axes) for f in features)
     unknown = [a for i, d in enumerate(thing.axes) for a in d if a.kind == "unknown" and i not in features]
-    count = math.prod(a.size for i, d in enumerate(thing.axes) for a in d if i not in features and a.kind != "sample")
-    dense = call.engine.dense(count, pixels)
+    has_samples = any(a.kind == "sample" for d in thing.axes for a in d)
+    first = unknown[0] if unknown and not has_samples and not isinstance(thing, Signal) else None
+    sample = first if first is not None and len(unknown) == len({*unknown}) and first.size == call.samples > 1 else None
+    others = [
+        a for i, d in enumerate(thing.axes) for a in d if i not in features and a.kind != "sample" and a != sample
+    ]
+    dense = call.engine.dense(math.prod(a.size for a in others), pixels)
     if isinstance(thing, Signal):
         # A copy along a dimension says nothing new: it stays one.
         names = {a: a.of_kind("feature") for i, d in enumerate(thing.axes) for a in d
@@ -45,9 +50,8 @@ def as_positions(thing: Thing, features: tuple[int, ...], call: Call, pixels: bo
         laid = [a for i, d in enumerate(thing.axes) for a in d if i not in features and a.kind == "feature"]
         return _laid_out(call, thing, laid, dense) if pixels and laid else thing
     names = {a: a.of_kind("position", dense) for a in unknown}
-    has_samples = any(a.kind == "sample" for d in thing.axes for a in d)
-    if unknown and not has_samples and len(unknown) == len({*unknown}) and unknown[0].size == call.samples > 1:
-        names[unknown[0]] = unknown[0].of_kind("sample")
+    if sample is not None:
+        names[sample] = sample.of_kind("sample")
     names |= {a: a.of_kind("feature") for i in features for a in thing.axes[i]}
     return thing.renamed(names)
 

@@ -118,11 +118,6 @@ def _repeated(call: Call) -> Thing:
     return replace(thing, axes=tuple(axes))
 
 
-@rule("stack")
-def _stacked(call: Call) -> Thing:
-    raise NoRuleError("stacking")
-
-
 def size_of(atoms: tuple[Atom, ...]) -> int:
     """Elements along a dimension."""
     return math.prod(a.size for a in atoms)
