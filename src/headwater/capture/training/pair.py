@@ -150,6 +150,8 @@ class Pair:
         self._held: RawStep | None = None
         self._expected_backwards = 1
         self._first_step = 0
+        self._last_recorded = -1
+        self._clipped = False
         self._gives_before_step: bool | None = None
         self._micro_handles: list[Any] = []
         self._micro_tables: dict[int, Tensor] = {}
@@ -235,7 +237,7 @@ class Pair:
         self._scalars = {}
         self._scale: float | Tensor = 1.0
         self._found_infinity: Tensor | None = None
-        self._begun = False
+        self._begun = self._looked = False
         self._row: RawStep | None = None
 
     def _arm(self) -> None:
@@ -251,16 +253,24 @@ class Pair:
                 handle.remove()
             self._sentinels.clear()
             return
+        if not self._sentinels:
+            self._place_sentinels()
+        if self.options.micro and not self._micro_handles:
+            self._watch_micro()
+        if self.sampling and self.layers is not None:
+            self.layers.install(self.inventory)
+
+    def _look_again(self) -> None:
+        """Parameters may have been frozen, unfrozen or added since the last recorded step."""
+        self._looked = True
         changes = self.inventory.look_again()
         for kind, names in (("frozen", changes.frozen), ("unfrozen", changes.unfrozen)):
             if names:
                 self._tell(kind, f"{len(names)} parameter{'s' * (len(names) > 1)} {kind}", names)
-        if not self._sentinels or changes.unfrozen or changes.added:
+        if changes.unfrozen or changes.added:
             self._place_sentinels()
-        if self.options.micro and (not self._micro_handles or changes.unfrozen or changes.added):
-            self._watch_micro()
-        if self.sampling and self.layers is not None:
-            self.layers.install(self.inventory)
+            if self.options.micro:
+                self._watch_micro()
 
     def _place_sentinels(self) -> None:
         """A few parameters tell when a backward is over; all of them would cost a call each."""
@@ -383,8 +393,9 @@ class Pair:
             self._finish(self._complete())
             if not self.recording:
                 return
-        many = len(self.optimizers) > 1
-        if many and in_backward():
+        if not self._looked:
+            self._look_again()
+        if len(self.optimizers) > 1 and in_backward():
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             found = self._gradients(held)
             if found:
@@ -392,7 +403,7 @@ class Pair:
             self._reader.before(self.inventory, optimizer, held)
             return
         self._in_step = True
-        closure = bool(args and callable(args[0])) or callable(kwargs.get("closure"))
+        closure = any(map(callable, args[1:])) or callable(kwargs.get("closure"))  # args[0] is the optimizer
         self._reader.before(self.inventory, optimizer, None)
         if closure or self._begun:
             return
@@ -564,6 +575,7 @@ class Pair:
             watched = self.inventory.watched(before.positions)
             raw.pieces.append(Piece("gradient", "pre_clip", watched, columns, before.table, before.scaled))
         if after is not None and len(after.positions):
+            self._clipped = True
             watched = self.inventory.watched(after.positions)
             raw.pieces.append(Piece("gradient", "post_clip", watched, columns, after.table, after.scaled))
         seen = set((after or before).positions) if after is not None or before is not None else set()  # type: ignore[union-attr]
@@ -576,8 +588,10 @@ class Pair:
 
     def _finish(self, raw: RawStep) -> None:
         """Close the row, and on to the next step."""
+        self.release()  # a skipped step comes without the hook that lets the row before it go
         self.recorded_steps += 1
         self._held = raw
+        self._last_recorded = self.step
         self.step += 1
         if self._post is None and not self._sentinel_fired() and raw.pieces:
             self._place_sentinels()
@@ -625,7 +639,27 @@ class Pair:
         self.receiver.take(raw)
 
     def _last_step(self) -> RawStep | None:
-        return None
+        """The row of the last step, if it is not there yet and its gradients still are.
+
+        They are what the optimizer used; that nothing clipped them is taken from the rows before.
+        """
+        last = self.step - 1
+        if self._clipped or self.scaler is not None or last <= self._last_recorded or not self.schedule.contains(last):
+            return None
+        found = [] if self._marks is not None else self._gradients()
+        if not found:
+            return None
+        reading = self._read(found, scaled=False)
+        # All zeros: zero_grad(set_to_none=False) came after the step.
+        largest = reading.table[:, reading.columns.index("scaled_max_abs" if self.options.tier == "all" else "l2_norm")]
+        if reading.table.device.type == "cpu" and not bool((largest != 0).any()):
+            return None
+        self.step, now = last, self.step
+        raw = self._raw()
+        self._add_gradients(raw, reading, None)
+        self.step = now
+        self.recorded_steps += 1
+        return raw
 
     # ---------------------------------------------------------------- what is said about it
 

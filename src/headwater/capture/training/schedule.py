@@ -54,6 +54,17 @@ class Schedule:
         if self.max_overhead is not None and self.max_overhead <= 0.0:
             raise InputError(f"max_overhead should be a positive share of the time or None, got {self.max_overhead!r}")
 
+    def contains(self, step: int) -> bool:
+        """Whether a step lies in the recorded part of the run.
+
+        Args:
+            step: optimizer step, from 0.
+
+        Returns:
+            True from ``start`` to just before ``stop``.
+        """
+        return step >= self.start and (self.stop is None or step < self.stop)
+
     def records(self, step: int) -> bool:
         """Whether a step is recorded.
 
@@ -63,7 +74,7 @@ class Schedule:
         Returns:
             True for the early steps and every ``every * stretch`` after ``start``.
         """
-        if step < self.start or (self.stop is not None and step >= self.stop):
+        if not self.contains(step):
             return False
         return step - self.start in EARLY_STEPS or step % (self.every * self.stretch) == 0
 
