@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "headwater.cli.report",
         "Tell what a recorded run shows: healthy or not, what happened first, where and when.",
     ),
+    "top": (
+        "headwater.cli.top",
+        "Watch a run in the terminal while it trains: loss, norm, worst layers, findings, speed, cost.",
+    ),
     "compare": (
         "headwater.cli.compare",
         "Say at which step and tensor two recorded runs first part, and how they drift apart.",

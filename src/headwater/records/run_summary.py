@@ -23,6 +23,7 @@ __all__ = [
     "WatchedWeight",
     "is_finished",
     "observed_log10",
+    "overhead_of",
     "rms_matrix",
     "summarize_run",
     "weights_first",
@@ -229,7 +230,7 @@ def summarize_run(run: RunSource) -> RunSummary:
         weights=_weights(run) if steps else (),
         course=_course(steps),
         spikes=_spikes(run, findings),
-        overhead=_overhead(metadata.get("overhead")),
+        overhead=overhead_of(metadata),
         observed=sum(one.observed for one in coverage),
         trainable=sum(one.trainable for one in coverage),
         missing=missing,
@@ -256,7 +257,16 @@ def _last_of_each_group(steps: Sequence[RecordedStep]) -> list[RecordedStep]:
     return list({row.group: row for row in steps}.values())
 
 
-def _overhead(found: Any) -> RunOverhead:
+def overhead_of(metadata: Mapping[str, Any]) -> RunOverhead:
+    """What watching cost, as far as the run says.
+
+    Args:
+        metadata: of the run.
+
+    Returns:
+        The entry ``overhead``, None for what it does not hold.
+    """
+    found = metadata.get("overhead")
     if not isinstance(found, Mapping):
         return RunOverhead()
     known = {k: float(v) for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -88,6 +88,8 @@ class RunView:
 
     def __init__(self, run: RunSource) -> None:
         self.run = run
+        self._matrices: dict[Quantity, StatisticMatrix] = {}
+        self._grids: dict[tuple[Quantity, int], Grid | None] = {}
 
     @functools.cached_property
     def summary(self) -> RunSummary:
@@ -98,10 +100,6 @@ class RunView:
     def recorded_steps(self) -> tuple[RecordedStep, ...]:
         """The rows of all recorded steps."""
         return self.run.recorded_steps()
-
-    @functools.cached_property
-    def _matrices(self) -> dict[Quantity, StatisticMatrix]:
-        return {}
 
     def _matrix(self, quantity: Quantity) -> StatisticMatrix:
         """log10 of the quantity, rows in execution order."""
@@ -144,34 +142,10 @@ class RunView:
         Returns:
             The grid without columns in which nothing was observed; None when nothing was observed at all.
         """
-        found = self._matrix(quantity)
-        kept = [j for j in range(len(found.steps)) if any(row[j] is not None for row in found.values)]
-        pairs = [
-            (tensor, row)
-            for tensor, row in zip(found.tensors, found.values, strict=True)
-            if any(v is not None for v in row)
-        ]
-        if not kept or not pairs:
-            return None
-        parts = fold_rows(pairs, lambda p: p[0].name, lambda p: f"{p[0].type} {p[0].role}", min(max_rows, ROWS))
-        thinner = max(1, math.ceil(len(parts) * len(kept) / CELLS))
-        columns = [kept[i : i + thinner] for i in range(0, len(kept), thinner)]
-        rows, labels = [], set()
-        for part in parts:
-            members = part.rows if isinstance(part, Fold) else (part,)
-            label = part.label if isinstance(part, Fold) else part[0].name
-            while label in labels:
-                label += "'"
-            labels.add(label)
-            values = tuple(_middle([row[j] for _, row in members for j in column]) for column in columns)
-            rows.append(GridRow(label, tuple(tensor.name for tensor, _ in members), values))
-        return Grid(
-            quantity=quantity,
-            rows=tuple(rows),
-            steps=tuple(found.steps[column[0]] for column in columns),
-            stride=found.stride * thinner,
-            count=len(pairs),
-        )
+        key = quantity, min(max_rows, ROWS)
+        if key not in self._grids:
+            self._grids[key] = _fold(self._matrix(quantity), quantity, key[1])
+        return self._grids[key]
 
     def grids(self, max_rows: int = ROWS) -> list[Grid]:
         """Every quantity that was observed.
@@ -183,6 +157,36 @@ class RunView:
             Grids in the order of :data:`QUANTITIES`.
         """
         return [grid for quantity in QUANTITIES if (grid := self.grid(quantity, max_rows)) is not None]
+
+
+def _fold(found: StatisticMatrix, quantity: Quantity, max_rows: int) -> Grid | None:
+    kept = [j for j in range(len(found.steps)) if any(row[j] is not None for row in found.values)]
+    pairs = [
+        (tensor, row)
+        for tensor, row in zip(found.tensors, found.values, strict=True)
+        if any(v is not None for v in row)
+    ]
+    if not kept or not pairs:
+        return None
+    parts = fold_rows(pairs, lambda p: p[0].name, lambda p: f"{p[0].type} {p[0].role}", max_rows)
+    thinner = max(1, math.ceil(len(parts) * len(kept) / CELLS))
+    columns = [kept[i : i + thinner] for i in range(0, len(kept), thinner)]
+    rows, labels = [], set()
+    for part in parts:
+        members = part.rows if isinstance(part, Fold) else (part,)
+        label = part.label if isinstance(part, Fold) else part[0].name
+        while label in labels:
+            label += "'"
+        labels.add(label)
+        values = tuple(_middle([row[j] for _, row in members for j in column]) for column in columns)
+        rows.append(GridRow(label, tuple(tensor.name for tensor, _ in members), values))
+    return Grid(
+        quantity=quantity,
+        rows=tuple(rows),
+        steps=tuple(found.steps[column[0]] for column in columns),
+        stride=found.stride * thinner,
+        count=len(pairs),
+    )
 
 
 def _in_order(found: StatisticMatrix) -> StatisticMatrix:
