@@ -27,6 +27,7 @@ def measure(
     *,
     loss: Callable[[nn.Module], Tensor] | None = None,
     draws: int = 1,
+    make: Callable[[], nn.Module] | None = None,
     include: object = None,
     exclude: object = None,
 ) -> Profile:
@@ -45,6 +46,8 @@ def measure(
         draws: with more than one, a copy of the model is re-initialised that often through each module's own
             ``reset_parameters``; statistics are over all draws, and ``spread`` holds the mean and standard deviation of
             their log10.
+        make: a function without arguments that gives a fresh model of the same architecture: each draw calls it instead,
+            for models that are initialised by other code than their modules' own.
         include: only modules and parameters that match: a glob over names, a compiled regular expression, a class, a
             callable of (name, object), or a list of these.
         exclude: leave out what matches.
@@ -69,7 +72,9 @@ def measure(
         True
     """
     refuse_nonfinite(inputs)
-    return profile_of(model, inputs, targets, loss_fn, loss=loss, draws=draws, include=include, exclude=exclude)
+    return profile_of(
+        model, inputs, targets, loss_fn, loss=loss, draws=draws, make=make, include=include, exclude=exclude
+    )
 
 
 def profile_of(
@@ -82,6 +87,7 @@ def profile_of(
     draws: int,
     include: object,
     exclude: object,
+    make: Callable[[], nn.Module] | None = None,
 ) -> Profile:
     """As :func:`measure`, also of inputs that hold NaN or infinity: what they do is then for a diagnosis to say."""
     _check_arguments(model, inputs, targets, loss_fn, loss, draws)
@@ -90,15 +96,12 @@ def profile_of(
         observation = observe(model, lambda: run(model), batch_size=run.batch_size, include=include, exclude=exclude)
         spreads = None
     else:
-        _check_resettable(model)
-        twin = copy.deepcopy(model)
-        observations = []
-        with torch.random.fork_rng(devices=_devices(twin)):
-            for _ in range(draws):
-                _reset(twin)
-                observations.append(
-                    observe(twin, lambda: run(twin), batch_size=run.batch_size, include=include, exclude=exclude)
-                )
+
+        def observed(twin: nn.Module) -> Observation:
+            return observe(twin, lambda: run(twin), batch_size=run.batch_size, include=include, exclude=exclude)
+
+        with torch.random.fork_rng(devices=_devices(model)):
+            observations = [observed(twin) for twin in _fresh_models(model, draws, make)]
         observation, spreads = observations[0], observations
     parameter = next(model.parameters())
     floating = next((p for p in model.parameters() if p.is_floating_point()), parameter)
@@ -232,6 +235,21 @@ def _reset(model: nn.Module) -> None:
             method = _reset_method(module)
             if method is not None:
                 method()
+
+
+def _fresh_models(model: nn.Module, draws: int, make: Callable[[], nn.Module] | None) -> Iterator[nn.Module]:
+    if make is None:
+        _check_resettable(model)
+        twin = copy.deepcopy(model)
+        for _ in range(draws):
+            _reset(twin)
+            yield twin
+        return
+    for _ in range(draws):
+        fresh = make()
+        if not isinstance(fresh, nn.Module):
+            raise InputError(f"make should give a torch.nn.Module, it gave {type(fresh).__name__}")
+        yield fresh.train(model.training)
 
 
 def _devices(model: nn.Module) -> list[int]:

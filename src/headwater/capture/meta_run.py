@@ -460,6 +460,8 @@ def _predict_run(
             with torch.device("meta"):
                 twin = model()
             _initialise_late(twin)
+    if callable(inputs):
+        inputs = inputs(twin)
     first = next((t for _, t in tensors_in(inputs)), None)
     if samples_along is None:
         batch_dimension = _batch_dimension(twin)

@@ -147,7 +147,18 @@ def _forecast(
             forecast = predict(real.model, *batch)
         if draws is None:
             return forecast, None
-        return forecast, forecast.compare(measure(real.model, *batch, draws=draws))
+        profile = measure(real.model, *batch, draws=draws, make=_redraw(make, real.model) if draws > 1 else None)
+        return forecast, forecast.compare(profile)
+
+
+def _redraw(make: Callable[[], Target], model: nn.Module) -> Callable[[], nn.Module] | None:
+    """TARGET itself as the source of fresh models; None when it gives the same weights again (a ready object, a seed)."""
+    import torch
+
+    again = make().model
+    pairs = list(zip(model.parameters(), again.parameters(), strict=False))
+    same = all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+    return None if again is model or same else lambda: make().model
 
 
 def _without_values(

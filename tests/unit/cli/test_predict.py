@@ -27,6 +27,16 @@ def counted():
     print("calls", len(called_on))
     return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 32))
 
+def wide_weights():
+    layers = []
+    for _ in range(4):
+        linear = nn.Linear(64, 64)
+        nn.init.normal_(linear.weight, std=0.3)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(64, 32))
+
+ready = deep()
+
 def huge():
     # 10 million times 10 million weights of 4 bytes are 400 terabytes.
     return nn.Sequential(nn.Linear(10_000_000, 10_000_000), nn.ReLU(), nn.Linear(10_000_000, 32))
@@ -112,6 +122,15 @@ def test_compare_measures_as_well(models: Path) -> None:
     assert len(both["comparison"]["rows"]) == len(forecast.layers) == 9
     # Five layers of width 64, mean of five draws: a deviation of about √(5/64)/√5 in the squared gradient.
     assert both["comparison"]["rms_error_decades"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["wide_weights", "ready"])
+def test_draws_keep_the_initialisers_of_the_target(models: Path, name: str) -> None:
+    # Weights of std 0.3 would be off by log10(0.3/0.072) = 0.6 decades per layer after each module's own reset_parameters.
+    # A ready object cannot be called again: it is re-initialised that way.
+    result = predict(f"{models}:{name}", "--compare", "--batch", 64, "--draws", 5, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["comparison"]["rms_error_decades"] < 0.1
 
 
 def test_compare_shows_both_and_writes_both_on_one_page(models: Path, tmp_path: Path) -> None:
