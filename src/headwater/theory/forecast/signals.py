@@ -257,6 +257,20 @@ class Signal:
             lambda s: s.with_atoms(tuple(names.get(a, a) for a in s.atoms)),
         )
 
+    def laid_out(self, positions: dict[Atom, Atom]) -> Signal:
+        """With some features counted as positions, whose numbers are independent of one another.
+
+        Args:
+            positions: feature atom to position atom.
+
+        Returns:
+            The signal, a root of its own where there are any.
+        """
+        if not positions:
+            return self
+        stats = self.stats.independent(tuple(positions.values()))
+        return Signal.of(rename(self.axes, positions), stats, self.samples, self.spread)
+
     def forgotten(self) -> Signal:
         """The same moments as a root of its own, independent of where they came from."""
         return Signal.of(self.axes, self.stats, self.samples, self.spread)
@@ -399,6 +413,11 @@ def unify(first: Thing, second: Thing, pairs: Sequence[tuple[int, int]]) -> tupl
             raise NoRuleError("dimensions of different sizes meet")
         left, right = refine(one, two)
         first, second = first.split(left), second.split(right)
+        if isinstance(first, Signal) and isinstance(second, Signal):
+            # Gates over what the other counts as positions: numbers of their own for each.
+            pairs_of_atoms = list(zip(first.axes[i], second.axes[j], strict=True))
+            first = first.laid_out({a: b for a, b in pairs_of_atoms if a.kind == "feature" and b.kind == "position"})
+            second = second.laid_out({b: a for a, b in pairs_of_atoms if b.kind == "feature" and a.kind == "position"})
         mine: dict[Atom, Atom] = {}
         theirs: dict[Atom, Atom] = {}
         for a, b in zip(first.axes[i], second.axes[j], strict=True):

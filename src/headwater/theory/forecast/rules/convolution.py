@@ -141,7 +141,9 @@ def _convolution(call: Call) -> Thing:
     dense = stats.dense and call.engine.dense(math.prod(out[2:]), pixels=True)
     if stats.dense and stats.positions == 1 and math.prod(source) > 1:
         raise NoRuleError("a convolution over copies")
-    atoms = [Atom("position", n, dense) for n in out[2:] if n != 1]
+    # Strides may bring positions down to so few that each is kept again.
+    regained = not stats.dense and call.engine.dense(math.prod(out[2:]), pixels=True)
+    atoms = [Atom("position", n, dense or regained) for n in out[2:] if n != 1]
     maps = taps(list(out[2:]), source, kernel, stride, padding, dilation) if transposed else taps(
         source, list(out[2:]), kernel, stride, padding, dilation
     )  # fmt: skip
@@ -151,10 +153,11 @@ def _convolution(call: Call) -> Thing:
     if dense:
         result = gathered(stats, maps, atoms, scale)
     else:
-        if stats.dense and math.prod(source) > 1:
-            raise NoRuleError("a convolution from positions of their own to pooled ones")
+        stats = stats.pooled(stats.atoms) if stats.dense and math.prod(source) > 1 else stats
         seen = sum(int((m < math.prod(source)).sum()) for m in maps) / math.prod(out[2:])
         result = _pooled(stats, atoms, scale * seen)
+        if regained:
+            result = result.unpooled(atoms)
     channels = out[1]
     spread = signal.spread + 2.0 * result.mean_squared_correlation(call.samples) / channels
     positions = iter(atoms)
@@ -201,7 +204,12 @@ def _convolution_backward(call: Call) -> list[Thing | None]:
     if transposed:
         forward = inverted(forward, math.prod(target))
     x, _ = _per_position(signal, range(2, len(signal.axes)))
-    d = _over_all(delta, range(2, len(delta.axes)), target, x.dense)
+    few = call.engine.dense(math.prod(target), pixels=True) and all(a.dense for a in delta.atoms)
+    d = _over_all(delta, range(2, len(delta.axes)), target, x.dense or few)
+    if not x.dense and d.dense and d.positions > 1:
+        d = d.pooled(d.atoms)
+    elif x.dense and not d.dense:
+        x = x.pooled(x.atoms)
     fan = kernel_shape[1] if transposed else kernel_shape[0] // groups
     own = [a for i in range(2, len(signal.axes)) for a in signal.axes[i]]
     out: list[Thing | None] = []
@@ -213,6 +221,8 @@ def _convolution_backward(call: Call) -> list[Thing | None]:
         else:
             pairs = sum(int((m < math.prod(source)).sum()) for m in forward) / math.prod(source)
             result = _pooled(d, own, fan * weight.square * pairs)
+            if own and all(a.dense for a in own):
+                result = result.unpooled(own)
         more = 2.0 * result.mean_squared_correlation(call.samples) / channels
         out.append(Signal.of(signal.axes, result, call.samples, spread + more))
     if mask[1]:

@@ -425,7 +425,9 @@ def _law_like(call: Call, mean: float, variance: float) -> Law:
     from headwater.theory.forecast.axes import axes_of_shape
 
     axes = thing.axes if isinstance(thing, Signal | Law | Known) else axes_of_shape(call.shape)
-    if any(not atoms and size != 1 for atoms, size in zip(axes, call.shape, strict=True)):
+    if len(axes) != len(call.shape) or any(
+        not atoms and size != 1 for atoms, size in zip(axes, call.shape, strict=True)
+    ):
         axes = axes_of_shape(call.shape)
     return Law(axes, mean, variance)
 
@@ -540,6 +542,8 @@ def _masked_fill(call: Call) -> Thing:
     if isinstance(value, Tensor):
         known = call.engine.look_up(value)
         value = known.value.item() if isinstance(known, Known) else None
+    if (isinstance(mask, Signal) and mask.stats.average() == 0.0) or constant_of(mask) == 0.0:
+        return thing  # never true
     if not isinstance(mask, Known) or value is None:
         raise NoRuleError("a mask whose values are not known")
     if isinstance(thing, Signal) and thing.structure is not None:

@@ -114,7 +114,7 @@ def plain_softmax(call: Call, logits: Signal, dim: int) -> Signal:
 
 
 def plain_softmax_backward(call: Call, gradient: Signal, probabilities: Signal, dim: int) -> Signal:
-    """The gradient p (g - Σ p g) for g independent of p: q = q_g E[p² (1 - 2p + Σ p²)], with the sums taken as C E p² and E p = 1/C.
+    """The gradient p (g - Σ p g) for g independent of p: q = q_g E[p² (1 - 2p + Σ p²)], Σ p² taken as C E p².
 
     Args:
         call: the operation.
@@ -130,8 +130,7 @@ def plain_softmax_backward(call: Call, gradient: Signal, probabilities: Signal, 
     classes = math.prod(a.size for a in probabilities.axes[dim])
     atoms = tuple(dict.fromkeys((*probabilities.atoms, *moved.atoms)))
     g, p = moved.stats.broadcast(atoms).centred(), probabilities.stats.broadcast(atoms)
-    kept = (1.0 - 2.0 / classes + classes * float(p.square.mean()) / 1.0 / classes * 1.0) if classes > 1 else 0.0
-    factor = min(1.0, max(0.0, kept))
+    factor = min(1.0, max(0.0, 1.0 - 2.0 / classes + classes * float(p.square.mean()))) if classes > 1 else 0.0
     return Signal.of(probabilities.axes, g.product(p).scaled(math.sqrt(factor)), call.samples, moved.spread)
 
 
@@ -317,3 +316,9 @@ def _largest_singular_value(call: Call) -> Thing:
         raise NoRuleError("a product of two vectors")
     weight, (rows, columns) = noted
     return Law((), math.sqrt(weight.square) * (math.sqrt(rows) + math.sqrt(columns)), 0.0)
+
+
+@rule("set")
+def _set(call: Call) -> Thing:
+    """A tensor that takes over another's memory, as a parametrisation's does."""
+    return call.thing(1)

@@ -322,7 +322,9 @@ def summed(call: Call, thing: Signal, dims: tuple[int, ...], keep: bool) -> Sign
         within = b * stats.within + b * (b - 1) * stats.between
         square = b * stats.square + b * (b - 1) * stats.aligned
         stats = Stats(stats.atoms, stats.mean * b, square, within, square, within)
-    if features > 1:
+    if features > 1 and features == thing.features and thing.removed[0] >= 1.0:
+        stats = stats.scaled(0.0)  # a normalisation over these features took out their mean: they sum to zero
+    elif features > 1:
         # m' = n m; what is left after the mean adds like independent numbers.
         mean = stats.mean * features
         centred = stats.centred().scaled(math.sqrt(features))

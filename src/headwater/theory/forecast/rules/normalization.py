@@ -206,6 +206,8 @@ def _channels(call: Call, position: int) -> Signal:
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "batch_norm")
 def _batch_norm(call: Call) -> list[Thing | None]:
+    if _per_sample(call, 0):
+        return _instance_norm(call)
     signal = _channels(call, 0)
     train = call.args[5] if call.name in ("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit") else True
     eps = float(call.args[7])
@@ -225,6 +227,55 @@ def _batch_norm(call: Call) -> list[Thing | None]:
     return [_with_parameters(call, out, weight, bias), None, None]
 
 
+def _per_sample(call: Call, position: int) -> bool:
+    """Whether the channels are samples and features together: torch's instance normalisation is a batch normalisation."""
+    thing = call.thing(position)
+    return isinstance(thing, Signal) and len(thing.axes) > 1 and any(a.kind == "sample" for a in thing.axes[1])
+
+
+def _image_parameters(call: Call, signal: Signal, positions: tuple[int, int]) -> list[Thing | None]:
+    """A weight repeated for every sample is one per feature."""
+    atoms = tuple(a for a in signal.axes[1] if a.kind != "sample")
+    found = []
+    for k in positions:
+        law = _feature_law(_optional(call, k), atoms, len(signal.axes), 1) if k >= 0 else None
+        found.append(law)
+    return found
+
+
+def _instance_norm(call: Call) -> list[Thing | None]:
+    signal = call.thing(0)
+    assert isinstance(signal, Signal)
+    if not call.args[5]:
+        raise NoRuleError("instance normalisation with running statistics")
+    normal = _group_normal(call, signal, 1, float(call.args[7]))[0]
+    out = Signal.of(signal.axes, normal, call.samples)
+    call.engine.notes["normal", call.engine.key(call.args[0])] = out
+    weight, bias = _image_parameters(call, signal, (1, 2))
+    return [_with_parameters(call, out, weight, bias), None, None]
+
+
+def _instance_norm_backward(call: Call) -> list[Thing | None]:
+    signal = call.thing(1)
+    assert isinstance(signal, Signal)
+    gradient = _beside(signal, call.thing(0))
+    delta = to_signal(gradient, signal.axes, call.samples)
+    (weight,) = _image_parameters(call, signal, (2, -1))[:1]
+    through = to_signal(_weighted(call, delta, weight), signal.axes, call.samples)
+    normal, inverse = _group_normal(call, signal, 1, float(call.args[8]))
+    atoms = tuple(dict.fromkeys((*signal.atoms, *through.atoms)))
+    g = _batch_centred(through.stats.broadcast(atoms), 1)
+    kept = _without_component(g, normal.broadcast(atoms), 1)
+    out = Signal.of(signal.axes, kept.scaled(inverse), call.samples, through.spread)
+    # One number per sample and feature; the repetition's gradient adds the samples.
+    sums: list[Thing | None] = []
+    for summand in (delta.stats.broadcast(atoms).product(normal.broadcast(atoms)), delta.stats.broadcast(atoms)):
+        one, two = (v.reshape(1) for v in summand.pair_sums(summand.ones()))
+        square = Stats((), torch.zeros(1, dtype=torch.float64), one, one[None], two, two[None])
+        sums.append(Signal.of((signal.axes[1],), square, call.samples, delta.spread))
+    return _masked(call, [out, *sums])
+
+
 def _average(thing: Thing | None, default: float) -> float:
     if thing is None:
         return default
@@ -238,6 +289,8 @@ def _average(thing: Thing | None, default: float) -> float:
 @rule("native_batch_norm_backward", "cudnn_batch_norm_backward")
 def _batch_norm_backward(call: Call) -> list[Thing | None]:
     # native_batch_norm_backward(grad, input, weight, running_mean, running_var, save_mean, save_invstd, train, eps, mask)
+    if _per_sample(call, 1):
+        return _instance_norm_backward(call)
     signal = _channels(call, 1)
     train, eps = bool(call.args[7]), float(call.args[8])
     gradient = _beside(signal, call.thing(0))
