@@ -15,10 +15,9 @@ from headwater.capture.tensors import tensors_in
 from headwater.errors import InputError
 from headwater.records.budget import Budget, BudgetStep
 from headwater.records.forecast import Forecast, ForecastCoverage, LayerForecast, ParameterForecast
+from headwater.theory.assumptions import NARROW, about_inputs, about_laws, about_values, about_widths
 
 __all__ = ["predict"]
-
-_NARROW = 16  # features below which the law of large numbers is not to be trusted; issue 4
 
 
 def predict(
@@ -65,19 +64,18 @@ def predict(
         Poole et al., NeurIPS 2016; Schoenholz et al., ICLR 2017; Hanin, NeurIPS 2018 (the band).
     """
     _check(model, targets, loss_fn, input_moments)
-    if callable(inputs):
-        make_inputs = inputs
+    used = inputs
 
-        def checked(made: nn.Module) -> Any:
-            given = make_inputs(made)
-            _check_inputs(given)
-            return given
+    def given(made: nn.Module) -> Any:
+        nonlocal used
+        used = inputs(made) if callable(inputs) else inputs
+        _check_inputs(used)
+        return used
 
-        inputs = checked
-    else:
-        _check_inputs(inputs)
-    prediction = predict_run(model, inputs, targets, loss_fn, input_moments=input_moments)
-    return _forecast(prediction, model)
+    if not callable(inputs):
+        _check_inputs(inputs)  # before the model is made
+    prediction = predict_run(model, given, targets, loss_fn, input_moments=input_moments)
+    return _forecast(prediction, model, used)
 
 
 def _check(model: Any, targets: Any, loss_fn: Any, moments: Any) -> None:
@@ -109,7 +107,7 @@ def _check_inputs(inputs: Any) -> None:
             raise InputError(f"inputs{path} is empty (shape {tuple(tensor.shape)})")
 
 
-def _forecast(prediction: Prediction, model: Any) -> Forecast:
+def _forecast(prediction: Prediction, model: Any, inputs: Any) -> Forecast:
     from headwater import __version__
 
     scale = 2.0 * math.log(10.0)
@@ -155,7 +153,7 @@ def _forecast(prediction: Prediction, model: Any) -> Forecast:
             unruled=dict(prediction.unruled),
             unknown_layers=tuple(r.name for r in prediction.layers if r.gradient is None and r.unknown is not None),
             unknown_parameters=tuple(p.name for p in prediction.parameters if p.unknown is not None),
-            assumptions=tuple(_assumptions(prediction, model)),
+            assumptions=tuple(_assumptions(prediction, model, inputs)),
         ),
         loss_source=prediction.loss_source,
         model_type=prediction.model_type,
@@ -182,31 +180,19 @@ def _budget(prediction: Prediction) -> Budget:
     return Budget(tuple(steps), (), cut)
 
 
-def _assumptions(prediction: Prediction, model: Any) -> list[str]:
+def _assumptions(prediction: Prediction, model: Any, inputs: Any) -> list[str]:
     """Assumptions of the theory that do not hold here, each with what to do instead."""
-    found = list(prediction.assumptions)
     narrow = [
         row.name
         for row in prediction.layers
-        if row.kind in ("linear", "convolution") and row.gradient is not None and row.shape and _width(row) < _NARROW
+        if row.kind in ("linear", "convolution") and row.gradient is not None and row.shape and _width(row) < NARROW
     ]
     inner = narrow[:-1] if prediction.layers and narrow and narrow[-1] == prediction.layers[-1].name else narrow
-    if inner:
-        shown = ", ".join(inner[:3]) + (f" and {len(inner) - 3} more" if len(inner) > 3 else "")
-        found.append(
-            f"width below {_NARROW} at {shown}: moments of wide networks are a rough guide there; measure(draws=20) instead"
-        )
-    odd = [
-        p.name
-        for p in prediction.parameters
-        if len(p.shape) >= 2 and math.isfinite(p.value_variance) and p.value_mean**2 > 0.01 * p.value_variance > 0.0
-    ]
-    if odd and isinstance(model, nn.Module):
-        found.append(
-            f"weights that do not average to zero ({', '.join(odd[:3])}): the model looks trained, not initialised, and its "
-            "weights are not independent; measure() it instead"
-        )
-    return found
+    found = [*prediction.assumptions, *about_widths(inner)]
+    found += about_laws((p.name, p.value_mean, p.value_variance) for p in prediction.parameters if len(p.shape) >= 2)
+    if isinstance(model, nn.Module):
+        found += about_values(model.named_parameters())
+    return found + about_inputs(tensors_in(inputs))
 
 
 def _width(row: Any) -> int:
