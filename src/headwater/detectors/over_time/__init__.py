@@ -33,12 +33,12 @@ __all__ = [
 
 DEFAULT_ALERTS: tuple[Alert, ...] = (
     NonFiniteStep(),
+    OnProfile(),
     Spike(),
     Drift(),
     StalledLayer(),
     GrowingDeadUnits(),
     ClipStarved(),
     UpdateRatio(),
-    OnProfile(),
 )
-"""All built-in alerts; each only warns. See :func:`with_actions` for another policy."""
+"""All built-in alerts, the root cause before its symptoms; each only warns. See :func:`with_actions` for another policy."""

@@ -27,8 +27,9 @@ class ClipStarved:
     explodes.
 
     ## Evidence and threshold
-    Clip coefficient times rms of the gradient below ``eps_factor`` = 1 times eps (arithmetic: there eps is half of the
-    denominator or more), and the root of the mean second moment below it too, where it is recorded. Embeddings are left out:
+    Clip coefficient times rms of the gradient below ``eps_factor`` = 1 times eps (arithmetic: a second moment made of such
+    gradients is below eps, which then is the larger part of the denominator). Where clipping has no part in it the root of
+    the mean second moment must be below eps too. Embeddings are left out:
     the rows a batch does not use have none. ``share`` = 0.1: reported from one weight in ten on (chosen by us). For
     information: coefficient below ``hard`` = 0.1 at ``often`` = 0.9 of the last ``window`` = 32 recorded steps (chosen by
     us). This one does depend on the scale of the loss, as eps does.
@@ -92,9 +93,11 @@ class ClipStarved:
             judged += 1
             limit = math.log10(self.eps_factor * eps)
             root = roots[name]
-            if -math.inf < used[name] < limit and not root >= self.eps_factor * eps:
+            by_clip = coefficient < 1.0 and size >= limit
+            # Without clipping a gradient may be small for a moment: the second moment says what the step is divided by.
+            if -math.inf < used[name] < limit and (by_clip or not root >= self.eps_factor * eps):
                 rows.append((name, used[name], eps))
-                clipped += coefficient < 1.0 and size >= limit
+                clipped += by_clip
         if not rows or len(rows) < self.share * judged:
             return []
         name, size, eps = min(rows, key=lambda row: row[1])

@@ -77,7 +77,7 @@ def with_actions(
 
 
 class AlertDesk:
-    """Shows every recorded step to every alert and decides what is new.
+    """Shows every recorded step to every alert and decides what is new, and which finding is another one's symptom.
 
     A finding becomes an alarm when it was there at ``alert.patience`` recorded steps in a row. It is new once; as long as it
     goes on it is not, until it has been away for ``quiet`` judged steps (or, for an alert that is ``per_place``, until it
@@ -94,7 +94,7 @@ class AlertDesk:
         InputError: two alerts share a code, an action is none, or a number is not positive.
     """
 
-    def __init__(self, alerts: Iterable[Alert], *, flight_steps: int = 8, quiet: int = 10, limit: int = 20) -> None:
+    def __init__(self, alerts: Iterable[Alert], *, flight_steps: int = 8, quiet: int = 10, limit: int = 10) -> None:
         self.alerts = tuple(alerts)
         codes = [alert.code for alert in self.alerts]
         twice = sorted({code for code in codes if codes.count(code) > 1})
@@ -157,6 +157,7 @@ class AlertDesk:
         if findings is None:
             return []
         alarms = self._alarms.setdefault(alert.code, {})
+        findings = [self._ordered(alert, group, finding) for finding in findings]
         keys = [f"{group}|{finding.code}|{finding.defect}" for finding in findings]
         decisions = []
         for key, finding in zip(keys, findings, strict=True):
@@ -169,6 +170,17 @@ class AlertDesk:
             if key.startswith(f"{group}|") and key not in present:
                 self._absent(alarm)
         return decisions
+
+    def _ordered(self, alert: Alert, group: str, finding: Finding) -> Finding:
+        """The finding, as a symptom where an alarm that names a root cause is on and covers every place of it."""
+        for root in self.alerts:
+            if root is alert or not getattr(root, "names_root_cause", False) or not finding.where:
+                continue
+            for key, alarm in self._alarms.get(root.code, {}).items():
+                its_group, code, _ = key.split("|", 2)
+                if its_group == group and alarm["active"] and _covers(alarm["places"], finding.where):
+                    return replace(finding, symptom_of=code)
+        return finding
 
     def _decide(self, alert: Alert, alarm: Memory, finding: Finding, record: StepRecord) -> Decision | None:
         if alarm["streak"] <= 0:
@@ -187,7 +199,8 @@ class AlertDesk:
         alarm["active"] = True
         if is_new:
             alarm["said"] += 1
-            alarm["places"] = sorted({*alarm["places"], *finding.where}) if grows else []
+            keep_places = grows or getattr(alert, "names_root_cause", False)
+            alarm["places"] = sorted({*alarm["places"], *finding.where}) if keep_places else []
             if alert.action == "warn" and alarm["said"] > self._limit:
                 is_new = False
             elif alert.action == "warn" and alarm["said"] == self._limit:
@@ -237,6 +250,12 @@ class AlertDesk:
                 mine.clear()
                 mine.update(copy.deepcopy({code: state[name][code] for code in codes if code in state[name]}))
             self._flights.clear()
+
+
+def _covers(places: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether every name is one of the places, or belongs to one."""
+    known = set(places)
+    return all(name in known or any(name.startswith(f"{place}.") for place in known) for name in names)
 
 
 def _failed(alert: Alert, error: Exception) -> Finding:

@@ -51,6 +51,7 @@ class OnProfile:
 
     code: ClassVar[str] = "HW608"
     needs_profile: ClassVar[bool] = True
+    names_root_cause: ClassVar[bool] = True
     detectors: Sequence[Detector] = DEFAULT_DETECTORS
     patience: int = 3
     action: Action = "warn"

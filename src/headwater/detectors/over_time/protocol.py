@@ -26,8 +26,10 @@ class Alert(Protocol):
     what they remember is the ``memory`` they are handed, which :class:`AlertDesk` keeps, saves and restores. So one object
     may serve several runs at a time.
 
-    Two more attributes are looked at when they are there: ``per_place`` (True: an alarm that goes on is said again when it
-    reaches a layer or parameter it had not named) and ``keeps_flight_record`` (True: its alarms carry the last records).
+    A few more attributes are looked at when they are there and True: ``per_place`` (an alarm that goes on is said again when
+    it reaches a layer or parameter it had not named), ``keeps_flight_record`` (its alarms carry the last records),
+    ``needs_profile`` (it reads ``moment.profile``), ``names_root_cause`` (other alerts' findings at the places of its alarm
+    are symptoms of it).
     """
 
     @property

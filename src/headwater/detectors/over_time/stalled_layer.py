@@ -31,7 +31,8 @@ class StalledLayer:
     steps 0, 1, 2: one step moves what multiplies it, a second allows for a warm-up that starts at learning rate 0; steps at
     learning rate 0 are not counted), ``later_steps`` = 8 in a row when it had one before. Below the upper quartile by
     ``decades`` = 4 at ``low_steps`` = 8 recorded steps in a row: HW104's limit for a warning and its quartile, here with
-    what the optimizer made of it. Never against a fixed number: the loss times a constant changes nothing. The
+    what the optimizer made of it, and only while that quarter moves by more than ``moving`` = 6e-8 (HW501's rounding unit).
+    Never against a fixed number: the loss times a constant changes nothing. The
     numbers of steps are chosen by us, see benchmarks/alerts.py.
 
     ## Known false alarms
@@ -50,6 +51,7 @@ class StalledLayer:
     code: ClassVar[str] = "HW604"
     per_place: ClassVar[bool] = True
     decades: float = 4.0
+    moving: float = 6e-8
     low_steps: int = 8
     first_steps: int = 3
     later_steps: int = 8
@@ -118,6 +120,8 @@ class StalledLayer:
             return []
         fed = finite[(3 * len(finite)) // 4]
         limit = fed - self.decades
+        if what == "updates" and fed < math.log10(self.moving):
+            return []  # nothing moves: one rounding error compared with another
         if finite[0] > limit and len(finite) == len(sizes):
             low.clear()
             return []

@@ -17,7 +17,7 @@ def clipped(largest: float, steps: int = 3, eps: float = 1e-8) -> list[StepRecor
     coefficient = 1 / (4 * largest)  # √16 elements of that size
     after = {name: size * coefficient for name, size in sizes.items()}
     return [
-        record(s, sizes, post_clip=after, clip_coefficient=coefficient, epsilon=eps, root_rms=after)
+        record(s, sizes, post_clip=after, clip_coefficient=coefficient, epsilon=eps, root_rms=sizes)
         for s in range(steps)
     ]
 
