@@ -186,11 +186,13 @@ class FormulaRun:
         )
 
     def _middle(self, quantity: str, statistic: str, tensor: WatchedTensor, steps: Sequence[int]) -> float | None:
-        seen = [s for s in steps if self.number(quantity, tensor, s) is not None]
-        if not seen:
-            return None
-        value = self.number(quantity, tensor, seen[len(seen) // 2])
-        return None if value is None else _as(value, statistic, tensor)
+        middle = len(steps) // 2
+        # The middle step of the column, else the first one at which something was observed.
+        for step in (steps[middle], *steps):
+            value = self.number(quantity, tensor, step)
+            if value is not None:
+                return _as(value, statistic, tensor)
+        return None
 
     def top_contributors(self, step: int, group: str = "") -> tuple[tuple[str, float], ...]:
         squares = {
