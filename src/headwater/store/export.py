@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from headwater.errors import HeadwaterError, OutputError
 from headwater.records.json_codec import encode
 from headwater.records.step import STATISTICS_COLUMNS, Block, StepRecord
-from headwater.store.derived import DERIVED, statistics_of
-from headwater.store.rows import element_count, norm_rms_log10
+from headwater.store.derived import DERIVED, derived_of
+from headwater.store.rows import element_count, roots
 from headwater.store.schema import FORMS, SCHEMA_VERSION, form_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _LEADING = (
 )  # fmt: skip
 _COUNTS = ("count", "zero_count", "nan_count", "inf_count")
 _OTHERS = tuple(name for form in ("updates", "second_moments", "units") for name in FORMS[form])
-_PARQUET_BATCH = 100_000  # rows per row group (chosen by us: some tens of megabytes in memory)
 
 
 def table_columns() -> tuple[str, ...]:
@@ -62,28 +61,27 @@ def _rows_of(record: StepRecord, block: Block) -> Iterator[tuple[Any, ...]]:
         record.step, record.group, record.micro, record.skipped, record.loss, record.learning_rate, record.loss_scale,
         record.clip_coefficient,
     )  # fmt: skip
-    form, before, after = form_of(block), len(DERIVED), len(_OTHERS) + 1
-    for tensor, row in zip(block.tensors, block.rows, strict=True):
+    form, after = form_of(block), len(_OTHERS) + 1
+    names = table_columns()[len(_LEADING) :]
+    for tensor, row, log in zip(block.tensors, block.rows, _logs(block, form), strict=True):
         where = (tensor.name, tensor.kind, tensor.role or tensor.layer_kind, tensor.layer, block.quantity, block.phase)
         if form == "statistics":
-            found = statistics_of(row)
-            derived = tuple(getattr(found, name) for name in DERIVED)
-            yield (*at, *where, *derived, *(int(value) for value in row[:4]), *(None,) * after)
+            counts = (None if value != value else int(value) for value in row[:4])
+            yield (*at, *where, *derived_of(row), *counts, *(None,) * after)
             continue
         known: dict[str, Any] = dict(zip(block.columns, row, strict=True))
         if form == "norms":
-            count = element_count(tensor.shape)
-            finite = count - row[1] - row[2]
-            known |= {
-                "count": count,
-                "nonfinite_count": int(row[1] + row[2]),
-                "rms": row[0] / math.sqrt(finite) if finite > 0 else math.nan,
-                "rms_log10": norm_rms_log10(row, count),
-            }
+            count, broken = element_count(tensor.shape), row[1] + row[2]
+            known |= {"count": count, "nonfinite_count": broken, "rms_log10": log}
+            known["rms"] = row[0] / math.sqrt(count - broken) if count > broken else math.nan
         elif form == "units" and row[0]:
             known["dead_fraction"] = row[1] / row[0]
-        names = table_columns()[-(before + len(_COUNTS) + after) :]
         yield (*at, *where, *(known.get(name) for name in names))
+
+
+def _logs(block: Block, form: str) -> Sequence[float]:
+    found = roots(block) if form == "norms" else None
+    return [math.nan] * len(block.rows) if found is None else found.rms_log10
 
 
 def table(run: Run) -> pd.DataFrame:
@@ -101,10 +99,8 @@ def table(run: Run) -> pd.DataFrame:
     """
     try:
         import pandas as pd
-    except ImportError as error:
-        raise ImportError(
-            "to_pandas() needs pandas: pip install 'headwater[pandas]'; to_csv() needs nothing"
-        ) from error
+    except ImportError:
+        raise HeadwaterError("to_pandas() needs pandas: pip install 'headwater[pandas]', or use to_csv()") from None
     frame = pd.DataFrame(list(table_rows(run)), columns=list(table_columns()))
     words = ("step", "group", "skipped", "tensor", "kind", "role", "layer", "quantity", "phase")
     return frame.astype({"step": "int64", **{name: "float64" for name in table_columns() if name not in words}})
@@ -162,7 +158,9 @@ def _write_parquet_with_duckdb(run: Run, path: Path) -> None:
         columns = ", ".join(f"{quoted(name)}: {quoted(kind)}" for name, kind in types.items())
         with duckdb.connect() as connection:
             connection.execute(
-                f"COPY (SELECT * FROM read_csv({quoted(text)}, header = true, nullstr = '', columns = {{{columns}}})) "
+                # An empty group is a name; every other empty cell is a missing value.
+                'COPY (SELECT * REPLACE (coalesce("group", \'\') AS "group") FROM '
+                f"read_csv({quoted(text)}, header = true, nullstr = '', columns = {{{columns}}})) "
                 f"TO {quoted(place)} (FORMAT parquet)"
             )
 

@@ -11,7 +11,7 @@ from typing import Any
 from headwater.records.finding import Finding
 from headwater.records.json_codec import encode
 from headwater.records.step import Block, RunEvent, StepRecord, WatchedTensor
-from headwater.store.rows import element_count, norm_of_all_log10, norm_rms_log10, statistics_rms_log10
+from headwater.store.rows import gradient_norm_log10, roots
 from headwater.store.schema import CELL_SHIFT, FORMS, form_of
 
 __all__ = ["Insertion"]
@@ -91,15 +91,13 @@ class Insertion:
 
     def step(self, record: StepRecord) -> None:
         """Add a step with its blocks."""
-        logs = [_rms_log10(block) for block in record.blocks]
-        norm = norm_of_all_log10(
-            (
-                (block, found)
-                for block, found in zip(record.blocks, logs, strict=True)
-                if block.quantity == "gradient" and found is not None
-            ),
-            record.loss_scale,
-        )
+        found = [roots(block) for block in record.blocks]
+        gradients = {
+            block.phase: each
+            for block, each in zip(record.blocks, found, strict=True)
+            if block.quantity == "gradient" and each is not None
+        }
+        norm = gradient_norm_log10(gradients, record.loss_scale)
         # SQL has no NaN: it becomes NULL, and the column's name is kept.
         undefined = [name for name in _NAN_ABLE if (value := getattr(record, name)) is not None and math.isnan(value)]
         step_id = self._connection.execute(
@@ -118,8 +116,8 @@ class Insertion:
                 (self.session, record.group, record.step),
             )
             self._started.add(record.group)
-        for block, found in zip(record.blocks, logs, strict=True):
-            self._block(step_id, block, found)
+        for block, each in zip(record.blocks, found, strict=True):
+            self._block(step_id, block, None if each is None else each.rms_log10)
 
     # ---------------------------------------------------------------- blocks
 
@@ -194,18 +192,6 @@ def _tensor_row(tensor: WatchedTensor) -> tuple[object, ...]:
         tensor.role, tensor.layer_kind, tensor.layer, tensor.order, tensor.on_trunk, tensor.fan_in, tensor.fan_out,
         tensor.trainable,
     )  # fmt: skip
-
-
-def _rms_log10(block: Block) -> list[float] | None:
-    form = form_of(block)
-    if form == "statistics":
-        return [statistics_rms_log10(row) for row in block.rows]
-    if form == "norms":
-        return [
-            norm_rms_log10(row, element_count(tensor.shape))
-            for tensor, row in zip(block.tensors, block.rows, strict=True)
-        ]
-    return None
 
 
 def _observed(row: Sequence[float]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
 
 from headwater.records.run import StatisticMatrix
 from headwater.records.step import WatchedTensor
@@ -49,14 +48,15 @@ def statistic_matrix(
     per_column = max(1, ROWS_READ // max(1, len(columns) * max(1, len(tensors))))
     values: dict[int, list[float | None]] = {number: [None] * len(columns) for number in tensors}
     for place, column in enumerate(columns):
-        cells: dict[int, list[float]] = {}
+        cells: dict[int, list[float]] = {number: [] for number in tensors}
         for step in evenly_spaced(column, per_column):
             for block in by_step[step]:
                 reading = readings(block.form, block.columns)
-                assert reading is not None
+                assert reading is not None  # by_step has no other blocks
                 _collect(history, block, reading, tensors, cells)
         for number, found in cells.items():
-            values[number][place] = _middle(found)
+            if found:
+                values[number][place] = _middle(found)
     return StatisticMatrix(
         tensors=tuple(tensors.values()),
         steps=tuple(column[0] for column in columns),
@@ -91,16 +91,23 @@ def _collect(
     tensors: dict[int, WatchedTensor],
     cells: dict[int, list[float]],
 ) -> None:
-    value = reading.value
-    for number, row in history.cells(block, reading.columns, tensors):
-        tensor = tensors.get(number)
-        if tensor is not None:
-            cells.setdefault(number, []).append(value(row, tensor.shape))
+    rows = history.cells(block, reading.columns, tensors)
+    if reading.is_column:
+        nan = math.nan
+        for number, (value,) in rows:
+            if number in cells:
+                cells[number].append(nan if value is None else value)
+        return
+    derive = reading.value
+    for number, row in rows:
+        if number in cells:
+            cells[number].append(derive(row, tensors[number].shape))
 
 
 def _middle(found: list[float]) -> float:
     """The median; values that are no number count only when there is nothing else."""
-    if len(found) == 1:
-        return found[0]
-    known = [value for value in found if value == value]
-    return median(known) if known else math.nan
+    known = sorted([value for value in found if value == value])
+    if not known:
+        return math.nan
+    half = len(known) // 2
+    return known[half] if len(known) % 2 or known[half - 1] == known[half] else (known[half - 1] + known[half]) / 2.0
