@@ -195,7 +195,9 @@ def test_a_step_that_the_scaler_skips_is_a_row_and_counts(fused: bool, every: in
         scaler.update()
 
     records = watched_steps(model, optimizer, step, 7, every=every)
-    expected = {i: "amp" if i in (0, 3, 5) else None for i in ({0, 1, 2, 3, 4, 5, 6} if every == 1 else {0, 1, 2, 3, 4, 6})}
+    expected = {
+        i: "amp" if i in (0, 3, 5) else None for i in ({0, 1, 2, 3, 4, 5, 6} if every == 1 else {0, 1, 2, 3, 4, 6})
+    }
     assert {r.step: r.skipped for r in records} == expected
     first = records[0]
     assert any(s.nonfinite_count for s in gradients(first).values())

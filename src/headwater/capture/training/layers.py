@@ -129,10 +129,11 @@ class LayerWatch:
         self.open = False
         self.step = 0
         self.compiled: tuple[str, ...] = ()
-        self.never_called = False
+        self.silent = False
         self._layers: list[_Layer] = []
         self._aliases_only: set[int] = set()
-        self._handles: list[Any] = []
+        self._handles: dict[int, Any] = {}
+        self._fired: set[int] = set()
         self._slopes = SlopeReader()
         self._windows = UnitWindows()
         self._watched: dict[tuple[int, int, str], WatchedTensor] = {}
@@ -189,16 +190,31 @@ class LayerWatch:
         self._clear()
         self.step += 1
         self.open = True
-        if self._handles or self.never_called:
+        if self.silent:
             return
         for index, layer in enumerate(self._layers):
-            module = layer.module()
-            if module is not None and index not in self._aliases_only and not is_compiled(module):
-                self._handles.append(module.register_forward_hook(_LayerHook(self, index)))
+            if index not in self._handles and index not in self._aliases_only:
+                module = layer.module()
+                if module is not None and not is_compiled(module):
+                    self._handles[index] = module.register_forward_hook(_LayerHook(self, index))
+
+    def rest(self) -> None:
+        """Take the hooks off until the next sampled step.
+
+        Those that have never fired stay: they cost nothing where they are, and a compiler that has traced the model with
+        them in place would trace it again without them.
+        """
+        self.open = False
+        self._known.clear()
+        if self._handles.keys() <= self._fired:
+            self.remove()
+            return
+        for index in self._fired & self._handles.keys():
+            self._handles.pop(index).remove()
 
     def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
+        """Take every hook off."""
+        for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
         self.open = False
@@ -330,16 +346,14 @@ class LayerWatch:
                 found[tracked.watched.name] = (tracked.watched.layer, len(self._rows) + tracked.position)
         inventory.place(found)
 
-    def end_of_step(self, inventory: Inventory) -> bool:
+    def end_of_step(self) -> bool:
         """The step is over.
-
-        Args:
-            inventory: the parameters.
 
         Returns:
             Whether any layer was seen.
         """
         self.open = False
+        self._fired |= self._order.keys()
         self._known.clear()
         for row in self._rows:
             row.node = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,15 @@ from headwater.capture.training.loss_scale import ScaledSteps, current_scale
 from headwater.capture.training.optimizer_state import OptimizerReader
 from headwater.capture.training.raw import Piece, RawStep
 from headwater.capture.training.schedule import Schedule
+from headwater.errors import InputError
 from headwater.records.step import RunEvent
 
 __all__ = ["Options", "Pair", "Receiver"]
 
 _SENTINELS = 4
+_ADVICE = (
+    "rows of parameters are complete; for activations train a few steps before torch.compile, or use headwater.measure"
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,12 @@ class _MicroHook:
         return (_Inert, ())
 
 
+def _forget(reader: weakref.ref[OptimizerReader], model: object) -> None:
+    found = reader()
+    if found is not None:
+        found.forget()
+
+
 class _Inert:
     """What a copied hook is: nothing."""
 
@@ -137,7 +148,15 @@ class Pair:
         self.optimizers = [weakref.ref(o) for o in optimizers]
         self._optimizer_ids = [id(o) for o in optimizers]
         self.layers = LayerWatch(model, group, keep) if schedule.activations is not None else None
+        if schedule.activations == "recorded" and self.layers is not None and self.layers.compiled:
+            where = ", ".join(self.layers.compiled)
+            raise InputError(
+                f'{where} is compiled, and hooks do not fire in compiled code: activations="recorded" cannot be had. Watch '
+                "without activations, or watch the model before it is compiled"
+            )
         self._reader = OptimizerReader(options.updates)
+        # The sample holds on to the parameters between steps: not longer than the model lives.
+        self._model = weakref.ref(model, functools.partial(_forget, weakref.ref(self._reader)))
         self.scaler = scaler
         self.step = 0
         self.recording = self.sampling = False
@@ -247,7 +266,7 @@ class Pair:
         self.recording = self.schedule.records(self.step)
         self.sampling = self.recording and self.layers is not None and self.schedule.samples(self.step)
         if self.layers is not None and was_sampling and not self.sampling:
-            self.layers.remove()
+            self.layers.rest()
         if not self.recording:
             for handle in self._sentinels:
                 handle.remove()
@@ -564,10 +583,15 @@ class Pair:
         else:
             self._add_gradients(raw, self._pre, self._post)
         if self.sampling and self.layers is not None:
-            raw.activations = True
-            self.layers.end_of_step(self.inventory)
+            raw.activations = self.layers.end_of_step()
             raw.pieces += self.layers.pieces()
             raw.pieces += self._values()
+            if not raw.activations and raw.pieces and not self.layers.silent:
+                self.layers.silent = True  # tried once: hooks do not fire in what has been compiled around the model
+                if not self.layers.compiled:
+                    self._tell(
+                        "not_observed", f"no layer was seen: the model was compiled, or is not called; {_ADVICE}"
+                    )
 
     def _add_gradients(self, raw: RawStep, before: GradientReading | None, after: GradientReading | None) -> None:
         columns = before.columns if before is not None else after.columns if after is not None else ()
@@ -679,8 +703,7 @@ class Pair:
         if self.layers is not None and self.layers.compiled:
             found.append(
                 (
-                    "layers inside a compiled module are not seen; watch the model before torch.compile and measure it "
-                    "uncompiled, or read the gradients alone",
+                    f"layers inside a compiled module are not seen; {_ADVICE}",
                     self.layers.compiled,
                 )
             )
