@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from headwater.records.display import Displayed
 from headwater.records.finding import Finding
 from headwater.records.json_codec import decode
 from headwater.records.lookup import find_row, no_such
@@ -16,39 +16,21 @@ from headwater.records.run import RecordedStep, StatisticMatrix
 from headwater.records.statistics import Statistics
 from headwater.records.step import GradientPhase, Quantity, RunEvent, StepRecord, WatchedTensor
 from headwater.records.step_profile import RunContext, profile_of_step
+from headwater.store import logbook
 from headwater.store.contributions import shares
 from headwater.store.database import Database
 from headwater.store.derived import Readings, known_statistics, parse_statistic, statistics_of
 from headwater.store.history import History, StoredBlock, StoredStep
+from headwater.store.logbook import Session
 from headwater.store.matrix import statistic_matrix
+from headwater.store.summary import summary_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "Session", "open_run"]
+__all__ = ["Run", "open_run"]
 
 _LAYER_QUANTITIES = ("activation", "output_gradient", "units")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """One stretch of recording: from an attach to its detach.
-
-    Attributes:
-        number: from 1.
-        begun: wall clock, seconds since the epoch.
-        ended: wall clock; None while it is being written, and for one that was killed.
-        host: name of the machine.
-        process: id of the process.
-        metadata: as it was given when the session began.
-    """
-
-    number: int
-    begun: float
-    ended: float | None
-    host: str
-    process: int
-    metadata: Mapping[str, Any]
 
 
 def open_run(path: str | Path) -> Run:
@@ -66,7 +48,7 @@ def open_run(path: str | Path) -> Run:
     return Run(path)
 
 
-class Run:
+class Run(Displayed):
     """A recorded run. Nothing is loaded until it is asked for, and what another process adds is seen at once.
 
     Of a resumed run the later session counts: rows of an earlier one at and after the step where the later one began
@@ -98,22 +80,12 @@ class Run:
     @property
     def metadata(self) -> Mapping[str, Any]:
         """Versions, model class, options, schedule, host, when it began, the cost so far (``overhead``)."""
-        return self._history.remembered(
-            "metadata",
-            lambda: {key: self._database.json(value) for key, value in self._database.rows("SELECT * FROM metadata")},
-        )
+        return logbook.metadata(self._history)
 
     @property
     def sessions(self) -> tuple[Session, ...]:
         """Every attach, in order."""
-        return tuple(
-            Session(
-                number=number, begun=begun, ended=ended, host=host, process=process, metadata=self._database.json(text)
-            )
-            for number, begun, ended, host, process, text in self._database.rows(
-                "SELECT id, begun, ended, host, process, metadata FROM sessions ORDER BY id"
-            )
-        )
+        return logbook.sessions(self._database)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -134,28 +106,12 @@ class Run:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What the alerts found, in the order of the steps; ``finding.step`` says when it began."""
-        names = ("step", "code", "defect", "severity", "verdict", "symptom_of", "cause", "advice")
-        found = []
-        for session, group, where, evidence, *values in self._database.rows(
-            f"SELECT session_id, group_name, names, evidence, {', '.join(names)} FROM findings ORDER BY id"
-        ):
-            data = dict(zip(names, values, strict=True))
-            if not self._history.is_superseded(session, group, data["step"]):
-                data |= {"where": self._database.json(where), "evidence": self._database.json(evidence)}
-                found.append(decode(Finding, data))
-        return tuple(sorted(found, key=lambda finding: -1 if finding.step is None else finding.step))
+        return logbook.findings(self._history)
 
     @property
     def events(self) -> tuple[RunEvent, ...]:
         """What happened, in order; of every session."""
-        return tuple(
-            RunEvent(
-                kind=kind, step=step, group=group, time=at, message=message, names=tuple(self._database.json(names))
-            )
-            for kind, step, group, at, message, names in self._database.rows(
-                "SELECT kind, step, group_name, time, message, names FROM events ORDER BY session_id, id"
-            )
-        )
+        return logbook.events(self._database)
 
     def recorded_steps(self, group: str | None = None) -> tuple[RecordedStep, ...]:
         """The rows of the recorded steps, without micro-batches.
@@ -453,31 +409,7 @@ class Run:
 
     def summary(self) -> str:
         """One paragraph: what was recorded, how it ended, what was found."""
-        steps, sessions = self.steps, self.sessions
-        parameters = sum(tensor.kind == "parameter" for tensor in self.tensors)
-        layers = len(self.tensors) - parameters
-        span = f", {steps[0]} to {steps[-1]}" if steps else ""
-        model = self.metadata.get("model_type")
-        parts = [
-            f"Run {self.name!r}{f' of {model}' if isinstance(model, str) and model else ''}: "
-            f"{_many(len(steps), 'recorded step')}{span}; {_many(parameters, 'parameter')} and {_many(layers, 'layer')}."
-        ]
-        if len(sessions) > 1:
-            parts.append(f"{len(sessions)} sessions.")
-        if sessions and sessions[-1].ended is None:
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sessions[-1].begun))
-            parts.append(f"The last one, begun {when}, is still being written or did not end properly.")
-        losses = [row.loss for row in self.recorded_steps() if row.loss is not None]
-        if losses:
-            parts.append(f"Loss {losses[0]:.4g} to {losses[-1]:.4g}.")
-        skipped = sum(row.skipped is not None for row in self.recorded_steps())
-        if skipped:
-            parts.append(f"{_many(skipped, 'step')} skipped.")
-        if gaps := [event.message for event in self.events if event.kind == "gap"]:
-            parts.append(f"{_many(len(gaps), 'gap')}: {' '.join(gaps)}")
-        findings = self.findings
-        parts.append(f"{_many(len(findings), 'finding')}: {findings[0]}" if findings else "No findings.")
-        return " ".join(parts)
+        return summary_of(self)
 
     def close(self) -> None:
         """Close the file; nothing happens the second time."""
@@ -498,7 +430,3 @@ class Run:
 
 def _kind_of(quantity: Quantity) -> str:
     return "layer" if quantity in _LAYER_QUANTITIES else "parameter"
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
