@@ -15,7 +15,7 @@ from headwater.capture.tensors import tensors_in
 from headwater.errors import InputError
 from headwater.records.budget import Budget, BudgetStep
 from headwater.records.forecast import Forecast, ForecastCoverage, LayerForecast, ParameterForecast
-from headwater.theory.assumptions import NARROW, about_inputs, about_laws, about_values, about_widths
+from headwater.theory.assumptions import NARROW, about_inputs, about_laws, about_widths
 
 __all__ = ["predict"]
 
@@ -75,7 +75,7 @@ def predict(
     if not callable(inputs):
         _check_inputs(inputs)  # before the model is made
     prediction = predict_run(model, given, targets, loss_fn, input_moments=input_moments)
-    return _forecast(prediction, model, used)
+    return _forecast(prediction, used)
 
 
 def _check(model: Any, targets: Any, loss_fn: Any, moments: Any) -> None:
@@ -107,7 +107,7 @@ def _check_inputs(inputs: Any) -> None:
             raise InputError(f"inputs{path} is empty (shape {tuple(tensor.shape)})")
 
 
-def _forecast(prediction: Prediction, model: Any, inputs: Any) -> Forecast:
+def _forecast(prediction: Prediction, inputs: Any) -> Forecast:
     from headwater import __version__
 
     scale = 2.0 * math.log(10.0)
@@ -153,7 +153,7 @@ def _forecast(prediction: Prediction, model: Any, inputs: Any) -> Forecast:
             unruled=dict(prediction.unruled),
             unknown_layers=tuple(r.name for r in prediction.layers if r.gradient is None and r.unknown is not None),
             unknown_parameters=tuple(p.name for p in prediction.parameters if p.unknown is not None),
-            assumptions=tuple(_assumptions(prediction, model, inputs)),
+            assumptions=tuple(_assumptions(prediction, inputs)),
         ),
         loss_source=prediction.loss_source,
         model_type=prediction.model_type,
@@ -180,7 +180,7 @@ def _budget(prediction: Prediction) -> Budget:
     return Budget(tuple(steps), (), cut)
 
 
-def _assumptions(prediction: Prediction, model: Any, inputs: Any) -> list[str]:
+def _assumptions(prediction: Prediction, inputs: Any) -> list[str]:
     """Assumptions of the theory that do not hold here, each with what to do instead."""
     narrow = [
         row.name
@@ -190,8 +190,6 @@ def _assumptions(prediction: Prediction, model: Any, inputs: Any) -> list[str]:
     inner = narrow[:-1] if prediction.layers and narrow and narrow[-1] == prediction.layers[-1].name else narrow
     found = [*prediction.assumptions, *about_widths(inner)]
     found += about_laws((p.name, p.value_mean, p.value_variance) for p in prediction.parameters if len(p.shape) >= 2)
-    if isinstance(model, nn.Module):
-        found += about_values(model.named_parameters())
     return found + about_inputs(tensors_in(inputs))
 
 

@@ -71,6 +71,21 @@ def test_a_trained_network_is_told_from_a_fresh_one_of_the_same_scale() -> None:
     assert "Weights whose entries depend on each other" in finding.advice
 
 
+def test_a_checkpoint_that_the_function_loads_is_seen() -> None:
+    torch.manual_seed(0)
+    trained = tanhs()
+    with torch.no_grad():
+        trained[2].weight.add_(torch.outer(torch.randn(64), torch.randn(64)), alpha=0.05)
+
+    def make() -> nn.Sequential:
+        model = tanhs()
+        model.load_state_dict(trained.state_dict())
+        return model
+
+    for source in (make, lambda: trained, trained):
+        assert "entries depend on each other (2.weight" in assumptions(source, vectors())
+
+
 def test_weights_with_a_mean_of_their_own_look_trained() -> None:
     torch.manual_seed(0)
     model = tanhs()

@@ -28,6 +28,7 @@ from headwater.capture.trunk import Trunk, find_trunk
 from headwater.errors import NothingObservedError
 from headwater.records import LayerKind, Statistics
 from headwater.records.profile import LossSource, TrunkKind
+from headwater.theory.assumptions import about_values
 from headwater.theory.forecast import SAMPLES_ALONG_TIME, Engine, Known, Law, Signal, Source, axes_of_shape
 
 __all__ = ["Moments", "PredictedLayer", "PredictedParameter", "Prediction", "predict_run"]
@@ -460,6 +461,9 @@ def _predict_run(
             with torch.device("meta"):
                 twin = model()
             _initialise_late(twin)
+        given = list(twin.parameters())
+        if given and not any(p.is_meta for p in given):  # a function that gives a ready model
+            model, twin = twin, _on_meta(twin, engine)
     if callable(inputs):
         inputs = inputs(twin)
     first = next((t for _, t in tensors_in(inputs)), None)
@@ -508,8 +512,24 @@ def _predict_run(
         model_type=type(twin).__name__,
         dtype="float32" if floating is None else str(floating.dtype).removeprefix("torch."),
         times=_times(recorder, naming, times),
-        assumptions=times.assumptions(lambda module: names[module][0]),
+        assumptions=[
+            *times.assumptions(lambda module: names[module][0]),
+            *about_values(_values(model, parameters, engine)),
+        ],
     )
+
+
+def _values(
+    model: nn.Module | Callable[[], nn.Module], parameters: Sequence[NamedParameter], engine: Engine
+) -> Iterator[tuple[str, Tensor]]:
+    """Parameters that have values: of a model, or copied in (from a checkpoint) by the function that makes one."""
+    if isinstance(model, nn.Module):
+        yield from model.named_parameters()
+        return
+    for parameter in parameters:
+        known = engine.look_up(parameter.tensor)
+        if isinstance(known, Known):
+            yield parameter.name, known.value
 
 
 # -------------------------------------------------------------------- rows

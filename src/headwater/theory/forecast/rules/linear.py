@@ -109,7 +109,8 @@ def mixed(call: Call, thing: Thing, axes: Axes, fan: int, weight: Law, features:
     own = 2.0 * out.mean_squared_correlation(call.samples) / max(1, features)
     law = _length_law(call, thing, signal, fan, weight, features)
     if law is not None and out.square[0] > 0.0:
-        out = out.scaled(math.sqrt(law.mean_square() / float(out.square[0])))
+        if law.parent is not None:
+            out = out.scaled(math.sqrt(law.mean_square() / float(out.square[0])))
         result = Signal.of(axes, out, call.samples, pooled_variance(law.variance, law.common, call.samples) + own)
         assert result.carrier is not None
         result.carrier.root.law = law
@@ -128,7 +129,9 @@ def _length_law(call: Call, thing: Thing, signal: Signal, fan: int, weight: Law,
     if not isinstance(thing, Signal):
         if signal.stats.average() == 0.0:
             return None
-        return LengthLaw(math.log(fan * weight.square * signal.stats.average()), uneven_lengths(thing), 0.0, features)
+        uneven = uneven_lengths(thing)
+        # E q is known; that of a log-normal law is e^(mean + variance/2).
+        return LengthLaw(math.log(fan * weight.square * signal.stats.average()) - 0.5 * uneven, uneven, 0.0, features)
     if thing.base is not None and thing.carrier is not None:
         return None
     term = thing.base or thing.carrier
