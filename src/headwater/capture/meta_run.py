@@ -502,7 +502,7 @@ def _predict_run(
     owners = _owners(parameters, recorder, naming, names)
     floating = next((p.tensor for p in parameters if p.tensor.is_floating_point()), None)
     return Prediction(
-        layers=_layers(recorder, trunk, naming, owners, parameters),
+        layers=_layers(recorder, trunk, naming, owners, parameters, times),
         parameters=[_parameter(p, found, owners, engine) for p in parameters],
         trunk=_points(trunk, arrived, naming),
         unruled={name: engine.reasons[name] for name in engine.unruled},
@@ -552,6 +552,7 @@ def _layers(
     naming: _Naming,
     owners: Mapping[int, str],
     parameters: Sequence[NamedParameter],
+    times: PredictedTimes,
 ) -> list[PredictedLayer]:
     owned: dict[str, list[str]] = {}
     for parameter in parameters:
@@ -562,6 +563,8 @@ def _layers(
         activation, lost = moments_of(recorder.activations[id(row)])
         arrived = recorder.gradients.get(id(row), [])
         gradient, no_gradient = moments_of(arrived[-1]) if arrived else (None, None)
+        if row.path == "[1]" and (whole := times.cell_gradient(row.call.module, row.call.index)) is not None:
+            gradient, no_gradient = Moments(whole, 0.0), None  # h comes from c inside the cell, out of the hook's sight
         name = naming.of_row(row)
         layers.append(
             PredictedLayer(

@@ -73,6 +73,13 @@ class PredictedTimes:
                 found.append(StateOverTime("cell", *place, (), _logs(trace.cell_gradients[k])))
         return found
 
+    def cell_gradient(self, module: nn.Module, index: int) -> float | None:
+        """log10 rms of the whole gradient at the new cell state of one call of an ``nn.LSTMCell``; None for others."""
+        if not isinstance(module, nn.LSTMCell):
+            return None
+        found = [s.gradient_rms_log10[0] for s in self.of(module, index) if s.state == "cell" and s.gradient_rms_log10]
+        return found[0] if found else None
+
     def assumptions(self, name_of: Callable[[nn.Module], str]) -> list[str]:
         """What the way in which the modules are called breaks, each with what to do instead.
 
@@ -146,8 +153,8 @@ def gate_laws(module: nn.Module, law_of: Callable[[Tensor], Any]) -> dict[int, L
 def recurrences_followed(model: nn.Module, engine: Engine) -> Iterator[PredictedTimes]:
     """Hand every call of a recurrent module of ``model`` to the engine as one operation.
 
-    Packed sequences, projections and inputs without samples are left to torch, which takes them apart; what it makes of
-    them stays unknown where no rule holds.
+    Packed sequences, projections and inputs without samples are left to torch, which takes them apart; nothing is known of
+    what it makes of them, and the coverage says so.
 
     Args:
         model: on the meta device, and nobody else's.
@@ -160,7 +167,7 @@ def recurrences_followed(model: nn.Module, engine: Engine) -> Iterator[Predicted
     changed = []
     for module in model.modules():
         spec = _described(module)
-        if spec is not None and "forward" not in vars(module):
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase) and "forward" not in vars(module):
             module.forward = _following(module, spec, times, module.forward)
             changed.append(module)
     try:
@@ -171,12 +178,12 @@ def recurrences_followed(model: nn.Module, engine: Engine) -> Iterator[Predicted
 
 
 def _following(
-    module: nn.Module, spec: Recurrence, times: PredictedTimes, original: Callable[..., Any]
+    module: nn.Module, spec: Recurrence | None, times: PredictedTimes, original: Callable[..., Any]
 ) -> Callable[..., Any]:
     def forward(input: Any, hx: Any = None) -> Any:
-        wanted = 2 if spec.cell else 3
-        if isinstance(input, PackedSequence) or not isinstance(input, Tensor) or input.dim() != wanted:
-            return original(input, hx)
+        reason = _not_followed(spec, input)
+        if reason or spec is None:
+            return original(_lost(input, times.engine, reason), hx)
         hidden, cell = hx if isinstance(hx, tuple | list) else (hx, None)
         weights = list(module.parameters(recurse=False))
         token = object()
@@ -187,6 +194,40 @@ def _following(
         return (outputs[0], tuple(outputs[1:])) if spec.mode == "LSTM" else (outputs[0], outputs[1])
 
     return forward
+
+
+def _not_followed(spec: Recurrence | None, input: Any) -> str:
+    """Why a call is left to torch; empty for one that is followed."""
+    if isinstance(input, PackedSequence):
+        return "recurrence of a packed sequence"
+    if spec is None:
+        return "recurrence with a projection"
+    if input.dim() != (2 if spec.cell else 3):
+        return "recurrence without samples"
+    return ""
+
+
+def _lost(input: Any, engine: Engine, reason: str) -> Any:
+    """The same input, of which nothing is known any more: what torch makes of it step by step is not to be trusted."""
+    if isinstance(input, PackedSequence):
+        data = _Unknown.apply(input.data, engine, reason)  # type: ignore[no-untyped-call]
+        return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+    return _Unknown.apply(input, engine, reason)  # type: ignore[no-untyped-call]
+
+
+class _Unknown(torch.autograd.Function):
+    """A copy about which nothing is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, engine: Engine, reason: str) -> Tensor:  # type: ignore[override]
+        out = torch.empty_like(x)
+        with operations_unseen():
+            engine.apply(reason, [x], {}, [out], None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
 
 
 class _Followed(torch.autograd.Function):
