@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headwater.capture.guard import untouched
 from headwater.records import Statistics
-from headwater.stats import zero_column_count
+from headwater.stats import zero_columns
 
 __all__ = [
     "DEAD_SLOPE",
@@ -243,10 +243,10 @@ def slope_statistics(
     if activation.name == "relu":
         # The slope is 1 where the output is not zero: both numbers are known, or one pass away.
         on = statistics.count - statistics.zero_count - statistics.nan_count
-        # An output is never negative: a dead unit is a column of zeros, and most layers have none.
-        in_columns = y.dim() >= 2 and (unit_dimension == 1 or y.is_contiguous())
-        if in_columns and not zero_column_count(y if unit_dimension == 1 else y.flatten(0, -2)):
-            return Slope(on / y.numel(), 0.0, units, ())
+        # An output is never negative: a dead unit is a column of zeros.
+        if y.dim() >= 2 and (unit_dimension == 1 or y.is_contiguous()):
+            dead = zero_columns(y.detach() if unit_dimension == 1 else y.detach().flatten(0, -2))
+            return Slope(on / y.numel(), len(dead) / units, units, tuple(dead[:64]))
         top = y.detach().amax(rest) if rest else y.detach()
         return _slope(units, top <= 0, on, y.numel())
     shape = reader.shape(activation)

@@ -1,6 +1,6 @@
 """Tensors to statistics that add up: no hooks, no autograd, no random numbers."""
 
-from headwater.stats.equal_rows import duplicate_row_count, zero_column_count, zero_row_count
+from headwater.stats.equal_rows import duplicate_row_count, zero_column_count, zero_columns, zero_row_count
 from headwater.stats.histogram import log2_histogram
 from headwater.stats.moments import moment_row, moment_rows, statistics_from_rows, summarize, summarize_many
 from headwater.stats.signal import (
@@ -29,5 +29,6 @@ __all__ = [
     "summarize",
     "summarize_many",
     "zero_column_count",
+    "zero_columns",
     "zero_row_count",
 ]

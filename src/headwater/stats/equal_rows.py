@@ -9,7 +9,7 @@ from headwater.stats import kernels
 from headwater.stats.elements import as_computable
 from headwater.stats.rows_on_accelerator import has_float64
 
-__all__ = ["duplicate_row_count", "zero_column_count", "zero_row_count"]
+__all__ = ["duplicate_row_count", "zero_column_count", "zero_columns", "zero_row_count"]
 
 # Elements of a temporary (chosen by us).
 _BLOCK = 2**18
@@ -159,6 +159,26 @@ def zero_column_count(g: Tensor) -> int:
     return _zero_slices(g, 1)
 
 
+@torch.no_grad()
+def zero_columns(g: Tensor) -> list[int]:
+    """Indices of the columns of which every entry is exactly zero.
+
+    Args:
+        g: shape (R, C, ...), strided; R at least 1.
+
+    Returns:
+        Ascending indices, each 0 to C - 1. Reads the result on the host; an accelerator waits.
+    """
+    compiled = kernels.load() if g.is_cpu and g.numel() else None
+    nonzero = None if compiled is None else compiled.nonzero_slices(g, 1)
+    if nonzero is not None:
+        return [index for index, found in enumerate(nonzero) if not found] if 0 in nonzero else []
+    real = torch.view_as_real(g.detach().resolve_conj()) if g.is_complex() else g.detach()
+    others = [d for d in range(real.dim()) if d != 1]
+    indices: list[int] = ((real.amax(others) == 0) & (real.amin(others) == 0)).nonzero().flatten().tolist()
+    return indices
+
+
 def _zero_slices(g: Tensor, dim: int) -> int:
     """How many slices along ``dim`` hold nothing but zeros."""
     if g.dim() <= dim or g.numel() == 0:
@@ -166,7 +186,7 @@ def _zero_slices(g: Tensor, dim: int) -> int:
     compiled = kernels.load() if g.is_cpu and g.dim() >= 2 else None
     nonzero = None if compiled is None else compiled.nonzero_slices(g, dim)
     if nonzero is not None:
-        return g.shape[dim] - nonzero
+        return nonzero.count(0)
     g = g.detach()
     if g.layout is torch.sparse_coo and g.sparse_dim() == 1:
         # Rows that are not stored are zero; in a column they change nothing.

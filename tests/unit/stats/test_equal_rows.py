@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.references import exact_statistics as reference
 
-from headwater.stats import duplicate_row_count, zero_column_count, zero_row_count
+from headwater.stats import duplicate_row_count, zero_column_count, zero_columns, zero_row_count
 
 
 def test_random_rows_are_all_different() -> None:
@@ -133,3 +133,19 @@ def test_rows_that_a_sparse_gradient_does_not_store_are_zero() -> None:
     assert zero_column_count(g) == zero_column_count(g.to_dense()) == 1
     assert zero_column_count(torch.zeros(4, 2).to_sparse(1)) == 2
     assert zero_row_count(torch.eye(4).to_sparse()) == 0
+
+
+def test_columns_of_zeros_are_named() -> None:
+    g = torch.randn(40, 7)
+    g[:, [1, 6]] = 0.0
+    g[3, 6] = math.nan
+    for x in (
+        g,
+        g.t().contiguous().t(),
+        g.double(),
+        g[:, :, None].expand(40, 7, 3),
+        g.cfloat(),
+        -g.reshape(20, 2, 7).transpose(1, 2),
+    ):
+        assert zero_columns(x) == [1]
+    assert zero_columns(torch.ones(3, 4)) == []

@@ -169,15 +169,15 @@ class Kernels:
         self._alive(given.buffer_info()[0], self._number)
         return True
 
-    def nonzero_slices(self, tensor: Tensor, dim: int) -> int | None:
-        """How many slices along a dimension hold an element that is not zero (NaN is not).
+    def nonzero_slices(self, tensor: Tensor, dim: int) -> array[int] | None:
+        """Which slices along a dimension hold an element that is not zero (NaN is not).
 
         Args:
             tensor: shape (R, C, ...), not empty.
             dim: 0 or 1.
 
         Returns:
-            Their number; None for a tensor that :func:`entry` does not take as it lies.
+            1 for each that does, else 0; None for a tensor that :func:`entry` does not take as it lies.
         """
         taken = entry(tensor) if tensor.is_contiguous() and not tensor.is_complex() else None
         if taken is None:
@@ -190,7 +190,7 @@ class Kernels:
         space = tensor.numel() // (samples * units)
         given = array("q", (taken[0], mask.buffer_info()[0], samples, units, space, width, *limits))
         self._alive(given.buffer_info()[0], self._number)
-        return sum(mask)
+        return mask
 
     def between_samples(self, x: Tensor) -> tuple[float, float] | None:
         """How a second moment splits into what differs between samples and what they share.
