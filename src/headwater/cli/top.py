@@ -95,7 +95,7 @@ def _follow(source: RunSource, interval: float, console: Console) -> None:
             while True:
                 began = time.monotonic()
                 ended = is_finished(source.events)  # asked first: the last frame then has the last step
-                frame = build_live_document(source, now=time.time(), width=console.width)
+                frame = build_live_document(source, now=time.time(), width=console.width, height=console.height)
                 live.update(to_rich(frame), refresh=True)
                 if ended:
                     break

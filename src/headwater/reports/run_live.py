@@ -17,7 +17,8 @@ from headwater.reports.run_report import duration
 
 __all__ = ["build_live_document", "steps_per_second"]
 
-# Chosen by us: what fits on a terminal of 24 lines.
+# Chosen by us: what fits on a terminal of 32 lines, and with fewer rows on one of 24.
+_TALL = 32
 _SPARK = 30
 _BESIDE = 27  # columns of the name and the number beside a line of blocks
 _WORST = 3
@@ -27,16 +28,17 @@ _QUIET_SECONDS = 30.0  # without a new step before the frame says so, at least
 _QUIET_STEPS = 10  # and as many times the usual distance between two recorded steps
 
 
-def build_live_document(run: RunSource, *, now: float, width: int = 100) -> Document:
+def build_live_document(run: RunSource, *, now: float, width: int = 100, height: int = 40) -> Document:
     """Describe a run at this moment.
 
     Args:
         run: from ``headwater.open_run``.
         now: wall clock, seconds since the epoch.
         width: columns that the lines of blocks have to fit into.
+        height: lines of the terminal; below 32 fewer weights and findings are listed.
 
     Returns:
-        A document of about twenty lines.
+        A document of 20 to 30 lines.
     """
     rows = run.recorded_steps()
     if not rows:
@@ -45,11 +47,13 @@ def build_live_document(run: RunSource, *, now: float, width: int = 100) -> Docu
     last = rows[-1]
     finished = is_finished(run.events)
     own = [row for row in rows if row.group == last.group]
-    blocks: list[Block] = [_numbers(own, max(6, min(_SPARK, width - _BESIDE)))]
-    blocks += _worst_layers(run, own)
+    blocks: list[Block] = [_numbers(own, max(6, min(_SPARK, width - _BESIDE)), height >= _TALL)]
+    tall = height >= _TALL
     findings = sorted(run.findings, key=lambda f: -1 if f.step is None else f.step)
     if findings:
-        blocks.append(Bullets(tuple(_finding(f) for f in findings[: -_FINDINGS - 1 : -1])))
+        listed = _FINDINGS if tall else 1
+        blocks.append(Bullets(tuple(_finding(f) for f in findings[: -listed - 1 : -1])))
+    blocks += _worst_layers(run, own, _WORST if tall else 1)
     blocks.append(Paragraph(_cost(run), "muted"))
     return Document(
         title=f"Run {run.name}", blocks=tuple(blocks), facts=_facts(own, finished, now, len(run.groups)),
@@ -107,7 +111,7 @@ def _headline(findings: Sequence[Finding], rows: Sequence[RecordedStep], finishe
     return Callout(text, tone, f"{count_findings(findings)}: {title}")
 
 
-def _numbers(rows: Sequence[RecordedStep], spark: int) -> Table:
+def _numbers(rows: Sequence[RecordedStep], spark: int, tall: bool) -> Table:
     last = rows[-1]
     columns = (
         Column("what", priority=9), Column("now", "right", priority=9), Column("so far", priority=6),
@@ -142,7 +146,8 @@ def _numbers(rows: Sequence[RecordedStep], spark: int) -> Table:
     skipped = sum(row.skipped is not None for row in rows)
     if skipped:
         lines.append((Cell("skipped"), Cell(f"{skipped:,}"), Cell(""), Cell(""), Cell("")))
-    return Table(columns, tuple(lines))
+    shown = len(columns) if tall else 3  # a line that says what is left out would cost a line
+    return Table(columns[:shown], tuple(line[:shown] for line in lines))
 
 
 def _line(name: str, now: float | None, values: Sequence[float], drawn: str) -> tuple[Cell, ...]:
@@ -156,7 +161,7 @@ def _bad(text: str) -> Cell:
     return Cell(text, tone="critical" if text in ("NaN", "inf", "-inf") else "plain")
 
 
-def _worst_layers(run: RunSource, rows: Sequence[RecordedStep]) -> list[Block]:
+def _worst_layers(run: RunSource, rows: Sequence[RecordedStep], most: int) -> list[Block]:
     """The weights with the smallest and the largest gradient at the last step that was taken."""
     row = next((row for row in reversed(rows) if row.skipped is None), rows[-1])
     profile = run.profile(row.step, row.group)
@@ -165,7 +170,7 @@ def _worst_layers(run: RunSource, rows: Sequence[RecordedStep]) -> list[Block]:
     if not weights:
         return []
     ordered = sorted(weights, key=_size)
-    edge = min(_WORST, (len(ordered) + 1) // 2)
+    edge = min(most, (len(ordered) + 1) // 2)
     low = ordered[:edge]
     chosen = [*low, *[p for p in ordered[-edge:] if p not in low]]
     lines = tuple(
@@ -199,7 +204,7 @@ def _cost(run: RunSource) -> str:
     cost = overhead_of(run.metadata)
     parts = []
     if cost.share is not None:
-        parts.append(f"watching takes {percent(max(0.0, min(1.0, cost.share)))} of the training time")
+        parts.append(f"watching: {percent(max(0.0, min(1.0, cost.share)))} of the time")
     if cost.seconds is not None:
         parts.append(duration(cost.seconds))
-    return (", ".join(parts) or "what watching costs is not recorded yet") + ". Ctrl-C leaves this view."
+    return (", ".join(parts) or "cost of watching not recorded yet") + ". Ctrl-C leaves."

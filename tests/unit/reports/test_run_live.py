@@ -10,9 +10,9 @@ from headwater.reports import to_text
 from headwater.reports.run_live import build_live_document, steps_per_second
 
 
-def frame(run: runs.FormulaRun, *, after: float = 0.0, width: int = 100) -> str:
+def frame(run: runs.FormulaRun, *, after: float = 0.0, width: int = 100, height: int = 40) -> str:
     now = runs.START + (run.steps[-1] if run.steps else 0) * runs.SECONDS_PER_STEP + after
-    return to_text(build_live_document(run, now=now, width=width), width=width, ascii_only=False)
+    return to_text(build_live_document(run, now=now, width=width, height=height), width=width, ascii_only=False)
 
 
 def test_a_frame_says_step_speed_loss_norm_and_cost() -> None:
@@ -21,7 +21,7 @@ def test_a_frame_says_step_speed_loss_norm_and_cost() -> None:
     assert "20 steps/s" in shown  # 0.05 seconds per step
     assert "0.004975" in shown  # 1 / 201
     assert "3.16e-03" in shown
-    assert "watching takes 0.5% of the training time" in shown
+    assert "watching: 0.5% of the time, 0.25 s" in shown
     assert "no finding that matters" in shown
 
 
@@ -80,3 +80,4 @@ def test_a_frame_fits_a_narrow_terminal_and_a_short_one(run: runs.FormulaRun, wi
     assert max(map(len, lines)) <= width
     if width >= 60:
         assert len(lines) <= 32
+        assert len(frame(run, width=width, height=24).splitlines()) <= 24
