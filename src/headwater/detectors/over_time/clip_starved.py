@@ -73,16 +73,24 @@ class ClipStarved:
         moments, before = record.block("second_moment"), moment.gradients
         if moments is None or before is None or "epsilon" not in moments.columns:
             return []
-        epsilon = dict(zip((t.name for t in moments.tensors), moments.column("epsilon"), strict=True))
-        roots = dict(zip((t.name for t in moments.tensors), moments.column("root_rms"), strict=True))
-        used_block = record.block("gradient", "post_clip")
-        coefficient = 1.0 if record.clip_coefficient is None else record.clip_coefficient
+        largest = max((eps for eps in moments.column("epsilon") if eps > 0), default=0.0)
         sizes = before.rms_log10()
+        coefficient = 1.0 if record.clip_coefficient is None else record.clip_coefficient
+        if not largest:
+            return []
+        used_block = record.block("gradient", "post_clip")
         if used_block is not None:
-            used = dict(zip((t.name for t in used_block.tensors), sizes_of(used_block).rms_log10(), strict=True))
+            used_sizes = sizes_of(used_block).rms_log10()
         else:
             shift = math.log10(coefficient) if coefficient > 0 else -math.inf
-            used = {t.name: size + shift for t, size in zip(before.tensors, sizes, strict=True)}
+            used_sizes = [size + shift for size in sizes]
+        floor = math.log10(self.eps_factor * largest)
+        if all(size >= floor for size in used_sizes):
+            return []
+        epsilon = dict(zip((t.name for t in moments.tensors), moments.column("epsilon"), strict=True))
+        roots = dict(zip((t.name for t in moments.tensors), moments.column("root_rms"), strict=True))
+        used_tensors = before.tensors if used_block is None else used_block.tensors
+        used = dict(zip((t.name for t in used_tensors), used_sizes, strict=True))
         rows: list[tuple[str, float, float]] = []
         judged = clipped = 0
         for tensor, size in zip(before.tensors, sizes, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,23 +75,21 @@ class Drift:
         if moment.record.skipped is not None:
             return None
         judged: list[tuple[str, list[Finding]]] = []
-        for quantity, sizes in (
-            ("value", _values(moment)),
-            ("activation", _activations(moment)),
-            ("gradient", _relative_gradients(moment)),
-        ):
-            if sizes and self._enter(memory.setdefault(quantity, {}), moment, sizes):
-                judged.append((quantity, self._judge(quantity, memory[quantity])))
+        for quantity, read in _READ.items():
+            series = memory.setdefault(quantity, {})
+            if not series:
+                series.update(stride=1, seen=0, steps=[], losses=[], sizes={})
+            sizes = read(moment, series["seen"] % series["stride"] == 0)
+            if sizes is None:
+                continue
+            series["seen"] += 1
+            if sizes:
+                self._enter(series, moment, sizes)
+                judged.append((quantity, self._judge(quantity, series)))
         return [finding for _, findings in judged for finding in findings] if judged else None
 
-    def _enter(self, series: Memory, moment: Moment, sizes: dict[str, float]) -> bool:
-        """Add one point to the series when it is its turn; whether it was."""
-        if not series:
-            series.update(stride=1, seen=0, steps=[], losses=[], sizes={})
-        turn = series["seen"] % series["stride"] == 0
-        series["seen"] += 1
-        if not turn:
-            return False
+    def _enter(self, series: Memory, moment: Moment, sizes: dict[str, float]) -> None:
+        """Add one point to the series."""
         steps, kept = series["steps"], series["sizes"]
         if len(steps) >= self.points:  # every second point leaves; from now on every second one enters
             del steps[1::2], series["losses"][1::2]
@@ -109,7 +108,6 @@ class Drift:
         for column in kept.values() if len(kept) > len(sizes) else ():
             if len(column) < length:
                 column.append(None)
-        return True
 
     def _judge(self, quantity: str, series: Memory) -> list[Finding]:
         steps = series["steps"]
@@ -182,10 +180,10 @@ class Drift:
         )
 
 
-def _values(moment: Moment) -> dict[str, float]:
+def _values(moment: Moment, wanted: bool) -> dict[str, float] | None:
     block = moment.record.block("value")
-    if block is None:
-        return {}
+    if block is None or not wanted:
+        return None if block is None else {}
     sizes = sizes_of(block)
     return {
         tensor.name: size
@@ -194,10 +192,10 @@ def _values(moment: Moment) -> dict[str, float]:
     }
 
 
-def _activations(moment: Moment) -> dict[str, float]:
+def _activations(moment: Moment, wanted: bool) -> dict[str, float] | None:
     block = moment.record.block("activation")
-    if block is None:
-        return {}
+    if block is None or not wanted:
+        return None if block is None else {}
     sizes = sizes_of(block)
     whole = "count" in block.columns  # rms per element, as the batch may change its size; else the norm as it is
     return {
@@ -207,10 +205,10 @@ def _activations(moment: Moment) -> dict[str, float]:
     }
 
 
-def _relative_gradients(moment: Moment) -> dict[str, float]:
+def _relative_gradients(moment: Moment, wanted: bool) -> dict[str, float] | None:
     sizes = moment.gradients
-    if sizes is None or moment.gradient_is_nonfinite:
-        return {}
+    if sizes is None or moment.gradient_is_nonfinite or not wanted:
+        return None if sizes is None else {}
     logs = {
         tensor.name: size
         for tensor, size in zip(sizes.tensors, sizes.l2_log10, strict=True)
@@ -220,3 +218,11 @@ def _relative_gradients(moment: Moment) -> dict[str, float]:
         return {}
     middle = median(list(logs.values()))
     return {name: size - middle for name, size in logs.items()}
+
+
+# Quantity to its log10 sizes at a moment: None where it was not recorded, empty where it is not its turn.
+_READ: dict[str, Callable[[Moment, bool], dict[str, float] | None]] = {
+    "value": _values,
+    "activation": _activations,
+    "gradient": _relative_gradients,
+}

@@ -64,7 +64,7 @@ class GrowingDeadUnits:
             entry = dict(zip(block.columns, row, strict=True))
             units, window = entry.get("unit_count", math.nan), entry.get("window_steps", 1.0)
             if units > 0 and entry.get("dead_count", math.nan) >= 0:
-                share = entry["dead_count"] / units
+                share = min(1.0, entry["dead_count"] / units)
                 least = self._risen(known, f"dead {tensor.name}", share, window)
                 noise = self.z * math.sqrt(max(least * (1 - least), share * (1 - share)) / units)
                 if share - least >= max(self.rise, noise):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from headwater.records import Profile
 from headwater.records.statistics import LOG10_2
@@ -30,10 +30,13 @@ class Sizes:
 
     def rms_log10(self) -> list[float]:
         """log10 of ‖x‖/√count, in the order of ``tensors``; scalars have the count 1."""
-        return [
-            size - 0.5 * math.log10(max(1, math.prod(tensor.shape)))
-            for tensor, size in zip(self.tensors, self.l2_log10, strict=True)
-        ]
+        half = _half_log10_count
+        return [size - half(tensor.shape) for tensor, size in zip(self.tensors, self.l2_log10, strict=True)]
+
+
+@lru_cache(maxsize=4096)
+def _half_log10_count(shape: tuple[int, ...]) -> float:
+    return 0.5 * math.log10(max(1, math.prod(shape)))
 
 
 def sizes_of(block: Block) -> Sizes:
@@ -119,8 +122,12 @@ class Moment:
     @cached_property
     def gradient_is_nonfinite(self) -> bool:
         """Whether some gradient holds NaN or infinity."""
-        block = self.gradient_block
-        return block is not None and bool(nonfinite_tensors(block))
+        return bool(self.nonfinite_gradients)
+
+    @cached_property
+    def nonfinite_gradients(self) -> list[tuple[WatchedTensor, int, int]]:
+        """The tensors of :attr:`gradient_block` that hold NaN or infinity, with the counts of both."""
+        return [] if self.gradient_block is None else nonfinite_tensors(self.gradient_block)
 
     @cached_property
     def updates(self) -> tuple[tuple[WatchedTensor, ...], list[float]]:

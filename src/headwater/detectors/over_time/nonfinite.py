@@ -62,7 +62,7 @@ class NonFiniteStep:
         values = _bad(record.block("value"))
         forward = _bad(record.block("activation"))
         backward = _bad(record.block("output_gradient"))[::-1]
-        parameters = _bad(moment.gradient_block)[::-1]
+        parameters = sorted(moment.nonfinite_gradients, key=lambda bad: bad[0].order)[::-1]
         loss_bad = record.loss is not None and not math.isfinite(record.loss)
         if not (values or backward or parameters or loss_bad) and not any(nan for _, nan, _ in forward):
             return []  # infinities that neither the loss nor any gradient feels are a mask

@@ -30,13 +30,13 @@ class UpdateRatio:
     ‖Δw‖/‖w‖. ``largest`` = 0.5 and ``rounding`` = 6e-8 as HW501 (half a unit in the last place of float32). ``own_decades``
     = 2 off its own moving average (of the log10 ratio over the median weight's, weight ``memory_share`` = 1/16 per recorded
     step, after ``least_steps`` = 8; it stands still for as many steps while the weight is off, then follows), chosen by us,
-    see benchmarks/alerts.py; comparing with the other weights cancels the learning rate's schedule. Four recorded steps in a
-    row (``patience``): the ratio of a weight that starts near zero under Adam falls as 1/t, 1, 1/2 and 1/4 at steps 1, 2
-    and 4. Steps whose learning rate is below ``rate_share`` = 0.01 of the largest so far, the end of a schedule, are not
-    judged for rounding.
+    see benchmarks/alerts.py; comparing with the other weights cancels the learning rate's schedule. Three recorded steps in a
+    row (``patience``). A weight that was zero when watching began has no ratio at first, and then 1, 1/2, 1/3 … under Adam:
+    it is not judged as too large for ``least_steps`` recorded steps. Steps whose learning rate is below ``rate_share`` =
+    0.01 of the largest so far, the end of a schedule, are not judged for rounding.
 
     ## Known false alarms
-    Weights that start at or near zero with a large learning rate.
+    Weights that start near zero, but not at it, with a large learning rate.
 
     ## What to try
     Another learning rate for these weights; float32 master weights where half precision rounds the step away.
@@ -53,7 +53,7 @@ class UpdateRatio:
     memory_share: float = 0.0625
     least_steps: int = 8
     rate_share: float = 0.01
-    patience: int = 4
+    patience: int = 3
     action: Action = "warn"
 
     def __call__(self, moment: Moment, memory: Memory) -> list[Finding] | None:
@@ -64,8 +64,9 @@ class UpdateRatio:
             return None
         found: list[Finding] = []
         ordered = sorted(ratios)
+        grown = self._grown_from_zero(tensors, memory)
         if ordered[-1] > math.log10(self.largest):
-            found.append(self._large(tensors, ratios))
+            found += self._large(tensors, ratios, grown)
         peak = memory["rate"] = max(rate or 0.0, memory.get("rate", 0.0))
         if ordered[0] < math.log10(self.rounding) and (rate is None or rate >= self.rate_share * peak):
             found += self._small(moment, tensors, ratios)
@@ -74,22 +75,41 @@ class UpdateRatio:
             found += self._off(tensors, ratios, middle, memory)
         return found
 
-    def _large(self, tensors: tuple[WatchedTensor, ...], ratios: list[float]) -> Finding:
-        rows = [(t.name, r) for t, r in zip(tensors, ratios, strict=True) if r > math.log10(self.largest)]
+    def _grown_from_zero(self, tensors: tuple[WatchedTensor, ...], memory: Memory) -> dict[str, int]:
+        """Weights that had no ratio at first, as they were zero, and for how many recorded steps they are left alone."""
+        grown: dict[str, int] = memory.setdefault("grown", {})
+        for name in list(grown):
+            grown[name] -= 1
+            if grown[name] <= 0:
+                del grown[name]
+        if memory.get("count") != len(tensors):
+            names = [t.name for t in tensors]
+            known = set(memory.get("names", names))
+            grown.update({name: self.least_steps for name in names if name not in known})
+            memory.update(names=names, count=len(tensors))
+        return grown
+
+    def _large(self, tensors: tuple[WatchedTensor, ...], ratios: list[float], grown: dict[str, int]) -> list[Finding]:
+        limit = math.log10(self.largest)
+        rows = [(t.name, r) for t, r in zip(tensors, ratios, strict=True) if r > limit and t.name not in grown]
+        if not rows:
+            return []
         name, size = max(rows, key=lambda row: row[1])
         ratio = 10.0 ** min(size, 300.0)
-        return Finding(
-            code=self.code,
-            defect="updates as large as the weights",
-            severity=Severity.WARNING,
-            where=tuple(row[0] for row in rows),
-            evidence=(
-                Evidence("‖Δw‖/‖w‖", ratio, "", f"of {name}; limit {self.largest:g}"),
-                Evidence("weights", len(rows), "", f"of {len(tensors)}"),
-            ),
-            cause=f"One step changes {name} by {ratio:.2g} of its norm, recorded step after recorded step.",
-            advice="Lower the learning rate for these weights; look at the gradient's scale first.",
-        )
+        return [
+            Finding(
+                code=self.code,
+                defect="updates as large as the weights",
+                severity=Severity.WARNING,
+                where=tuple(row[0] for row in rows),
+                evidence=(
+                    Evidence("‖Δw‖/‖w‖", ratio, "", f"of {name}; limit {self.largest:g}"),
+                    Evidence("weights", len(rows), "", f"of {len(tensors)}"),
+                ),
+                cause=f"One step changes {name} by {ratio:.2g} of its norm, recorded step after recorded step.",
+                advice="Lower the learning rate for these weights; look at the gradient's scale first.",
+            )
+        ]
 
     def _small(self, moment: Moment, tensors: tuple[WatchedTensor, ...], ratios: list[float]) -> list[Finding]:
         gradients = moment.gradients

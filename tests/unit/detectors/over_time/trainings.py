@@ -195,15 +195,6 @@ def clipped_by_one_giant(run: Training) -> None:
     run.clip = 1.0
 
 
-def huge_rate(run: Training) -> None:
-    def before(step: int) -> None:
-        if step == START:
-            for group in run.optimizer.param_groups:
-                group["lr"] = 3.0
-
-    run.before_forward = before
-
-
 FAULTS = (
     Case("nan in a backward", training(mlp, plant=nan_in_the_backward_of("2"), lr=1e-3), "HW601", where="2.weight",
          from_step=START, by_step=START),
@@ -221,7 +212,7 @@ FAULTS = (
          by_step=START + 9),
     Case("clipped by one giant", training(mlp, plant=clipped_by_one_giant, lr=1e-3), "HW606", from_step=START,
          by_step=199),
-    Case("steps as large as the weights", training(mlp, lr=1.0), "HW607", by_step=4),
+    Case("steps as large as the weights", training(cnn, Adam, PICTURE, lr=0.3), "HW607", by_step=4),
     Case("steps below rounding", training(mlp, SGD, lr=1e-9), "HW607", by_step=4),
     Case("a deep sigmoid network", training(lambda: mlp(nn.Sigmoid, depth=12), SGD, lr=0.1), "HW608", "HW101", by_step=4),
     Case("a deep sigmoid network, adam", training(lambda: mlp(nn.Sigmoid, depth=12), lr=1e-3), "HW608", "HW101", by_step=4),
