@@ -1,5 +1,7 @@
 """How far the forecast lies from sampled networks, and what it costs: ``python benchmarks/forecast.py [NAME…]``.
 
+``--audit`` goes through thirty common small networks of ``forecast_audit.py`` instead.
+
 For each network: the RMS over layers of the difference between forecast and the mean over draws of log10 rms(∂L/∂h), along
 the trunk and over the branches, relative to the last trunk layer; of log10 rms(∂L/∂W), absolute. In decades. The reference
 has a standard error of its own of up to about 0.03 decades with 20 draws of a He-initialised ReLU network of width 256.
@@ -219,6 +221,28 @@ def large_encoder() -> None:
     )
 
 
+def audit(names: list[str], draws: int) -> None:
+    """The common networks, and what is known of each."""
+    try:
+        from benchmarks.forecast_audit import audited
+    except ImportError:  # run as a program, from any folder
+        from forecast_audit import audited  # type: ignore[no-redef]
+    print(f"{'network':22} {'trunk':>7} {'branch':>7} {'weight':>7} {'seconds':>8}   decades, {draws} draws")
+    for case in audited():
+        if names and not any(part in case.name for part in names):
+            continue
+        start = time.perf_counter()
+        forecast = predict(case.make, *case.run)
+        seconds = time.perf_counter() - start
+        if forecast.coverage.complete:
+            trunk, branch, weight = errors(forecast, case.make, case.run, draws)
+            goal = trunk <= 0.05 and not branch > 0.10 and weight <= 0.10
+            numbers = f"{trunk:7.3f} {branch:7.3f} {weight:7.3f}"
+            print(f"{case.name:22} {numbers} {seconds:8.1f}   {'' if goal else case.reason or 'outside'}", flush=True)
+        else:
+            print(f"{case.name:22} {'unknown':>23} {seconds:8.1f}   {case.reason}: {forecast.coverage}", flush=True)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -226,9 +250,13 @@ def main() -> None:
         "names", nargs="*", help="only networks whose name contains one of these; 'large' for the encoder"
     )
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--audit", action="store_true", help="common small networks instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if options.audit:
+        audit(options.names, options.draws)
+        return
     if not options.names or "large" in options.names:
         large_encoder()  # first: the peak of the resident memory is its own
 

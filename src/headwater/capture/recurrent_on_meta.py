@@ -219,7 +219,7 @@ class _Unknown(torch.autograd.Function):
     """A copy about which nothing is known."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, engine: Engine, reason: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, engine: Engine, reason: str) -> Tensor:
         out = torch.empty_like(x)
         with operations_unseen():
             engine.apply(reason, [x], {}, [out], None)

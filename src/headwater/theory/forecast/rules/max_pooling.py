@@ -72,12 +72,21 @@ def _draws(stats: Stats, count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     halves = []
     for matrix in (within + between, within - between):
-        values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
-        root = vectors * values.clamp_min(0.0).sqrt()
+        root = _root(0.5 * (matrix + matrix.T))
         noise = torch.randn(count, stats.nodes, generator=generator, dtype=torch.float64)
         halves.append(noise @ root.T)
     scale = math.sqrt(0.5)
     return mean + scale * (halves[0] + halves[1]), mean + scale * (halves[0] - halves[1])
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """R with R Rᵀ = matrix, nearest to it where rounding or averaging left a negative eigenvalue."""
+    small = 1e-9 * matrix.diagonal().abs().mean()
+    factor, failed = torch.linalg.cholesky_ex(matrix + small * torch.eye(len(matrix), dtype=matrix.dtype))
+    if not bool(failed):
+        return factor
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp_min(0.0).sqrt()
 
 
 _STEP = 1e-4  # of the central difference, in standard deviations: a kink is off for 1e-4 of the draws; chosen by us
@@ -172,6 +181,12 @@ def _route(first: Tensor, second: Tensor, maps: Sequence[Tensor], stats: Stats) 
     return lambda t: route(t) / norm
 
 
+def _added(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Rows and columns of one position added up: it may be the largest of several windows."""
+    rows = torch.zeros(size, len(index), dtype=torch.float64).index_add_(0, index, values)
+    return torch.zeros(size, size, dtype=torch.float64).index_add_(1, index, rows)
+
+
 def _routed(call: Call, pooled: _Pooled, delta: Stats, spread: float) -> Signal:
     """The gradient at every position, from that of the windows."""
     signal, windows = pooled.signal, pooled.windows
@@ -186,13 +201,8 @@ def _routed(call: Call, pooled: _Pooled, delta: Stats, spread: float) -> Signal:
         arriving = kernel[window][:, window]
         # Multiplied by the slope later on, it is to have the covariance of the two together.
         ratio = torch.where(pooled.slopes[k] > 1e-12, pooled.sloped[k] / pooled.slopes[k].clamp_min(1e-12), 0.0)
-        total = torch.zeros(positions + 1, positions + 1, dtype=torch.float64)
-        rows = torch.zeros(positions + 1, len(index), dtype=torch.float64)
-        rows.index_add_(0, index, arriving * ratio)
-        total.index_add_(1, index, rows)
-        own = torch.zeros(positions + 1, dtype=torch.float64)
-        own.index_add_(0, index, (arriving * pooled.chosen[k]).diagonal())
-        found.append((total[:positions, :positions], own[:positions]))
+        total, own = (_added(v, index, positions + 1) for v in (arriving * ratio, arriving * pooled.chosen[k]))
+        found.append((total[:positions, :positions], own.diagonal()[:positions].clone()))
     (within, square), (between, aligned) = found
     within.diagonal().copy_(square)
     between.diagonal().copy_(aligned)

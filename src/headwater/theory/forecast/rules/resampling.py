@@ -122,10 +122,12 @@ def _moved(call: Call) -> Thing:
     if not dims:
         raise NoRuleError("a roll of all elements in a row")
     thing = call.thing(0)
-    first = min(dims)
-    last = max(dims)
-    # The dimensions from the first to the last moved one, as if they were the image.
     signal = to_signal(as_positions(thing, (), call), thing.axes, call.samples)
+    if all(a.kind == "feature" for d in dims for a in signal.axes[d]):
+        return signal.forgotten()  # other features: the same law
+    counted = [i for i, d in enumerate(signal.axes) if any(a in signal.atoms for a in d)]
+    first, last = min([*dims, *counted]), max([*dims, *counted])
+    # The dimensions from the first to the last that counts positions, as if they were the image.
     places = [a for d in signal.axes[first : last + 1] for a in d]
     if any(a.kind != "position" for a in places) or {*signal.atoms} != {*places} or not signal.stats.dense:
         raise NoRuleError("a roll of something that is not positions")
