@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from benchmarks.forecast import errors
 from benchmarks.forecast_audit import Audited, audited
+
 from headwater._predict import predict
 
 FAST = {

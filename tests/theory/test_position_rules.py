@@ -30,11 +30,9 @@ def forecast_and_sampled(make: Callable[[], nn.Module], x: Tensor, draws: int = 
         for row in (*profile.layers, *profile.parameters):
             if row.gradient is not None:
                 logs.setdefault(row.name, []).append(row.gradient.rms_log10)
-    found = []
-    for row in (*forecast.layers, *forecast.parameters):
-        if row.name in logs and row.gradient_rms_log10 is not None and math.isfinite(row.gradient_rms_log10):
-            found.append((row.name, row.gradient_rms_log10, math.fsum(logs[row.name]) / draws))
-    return found
+    rows = (*forecast.layers, *forecast.parameters)
+    known = [(r.name, r.gradient_rms_log10) for r in rows if r.name in logs]
+    return [(n, v, math.fsum(logs[n]) / draws) for n, v in known if v is not None and math.isfinite(v)]
 
 
 # -------------------------------------------------------------------- max pooling

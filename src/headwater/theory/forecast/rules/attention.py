@@ -405,7 +405,12 @@ def _key_gradient(gradient: WeightsGradient, queries: Stats, columns: tuple[Atom
         own = ((a * v.diagonal()[None, :]).sum(1) - w.diagonal()).clamp_min(0.0).sqrt()
         extra = ((a.T @ (excess * z * own[:, None] * own[None, :])).T * a).sum(0)
         # The columns of ∂L/∂s sum to zero, so the keys' gradients do.
-        apart = torch.diag(extra) - extra[:, None] * extra[None, :] / extra.sum().clamp_min(1e-300)
+        total = extra.sum()
+        if float(total) > 1e-3 * float(extra.abs().sum()):
+            apart = torch.diag(extra) - extra[:, None] * extra[None, :] / total
+        else:  # covariances of both signs: the mean over the columns is taken out instead
+            n = len(extra)
+            apart = torch.diag(extra) - (extra[:, None] + extra[None, :]) / n + total / n**2
         return product.features * (base + apart)
 
     values, delta, queries = values.fixed_diagonals(), delta.fixed_diagonals(), queries.fixed_diagonals()
