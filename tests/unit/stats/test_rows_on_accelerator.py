@@ -31,6 +31,13 @@ from headwater.stats import (
 from headwater.stats.moments import table_on_accelerator
 from headwater.stats.rows_on_accelerator import merged, rows_on_accelerator
 
+
+@pytest.fixture(scope="module", autouse=True)
+def path() -> str:
+    """No compiled code has a part in this: once is enough."""
+    return "accelerator"
+
+
 double_or_single = pytest.mark.parametrize("double", [True, False], ids=["float64", "float32 alone"])
 
 
