@@ -9,8 +9,10 @@ import json
 import math
 import os
 import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -33,7 +35,9 @@ _LEADING = (
     "role", "layer", "quantity", "phase",
 )  # fmt: skip
 _COUNTS = ("count", "zero_count", "nan_count", "inf_count")
+_WORDS = ("group", "skipped", "tensor", "kind", "role", "layer", "quantity", "phase")
 _OTHERS = tuple(name for form in ("updates", "second_moments", "units") for name in FORMS[form])
+_BATCH = 10_000  # rows that are turned into columns at a time (chosen by us)
 
 
 def table_columns() -> tuple[str, ...]:
@@ -101,9 +105,18 @@ def table(run: Run) -> pd.DataFrame:
         import pandas as pd
     except ImportError:
         raise HeadwaterError("to_pandas() needs pandas: pip install 'headwater[pandas]', or use to_csv()") from None
-    frame = pd.DataFrame(list(table_rows(run)), columns=list(table_columns()))
-    words = ("step", "group", "skipped", "tensor", "kind", "role", "layer", "quantity", "phase")
-    return frame.astype({"step": "int64", **{name: "float64" for name in table_columns() if name not in words}})
+    # Column by column in packed arrays: a million rows of Python objects would be gigabytes.
+    words: dict[str, list[Any]] = {name: [] for name in _WORDS}
+    numbers = {name: array("d") for name in table_columns() if name not in _WORDS}
+    rows = table_rows(run)
+    while some := list(islice(rows, _BATCH)):
+        for name, column in zip(table_columns(), zip(*some, strict=True), strict=True):
+            if name in words:
+                words[name] += column
+            else:
+                numbers[name].extend([math.nan if value is None else value for value in column])
+    frame = pd.DataFrame({**words, **{name: pd.Series(column) for name, column in numbers.items()}})
+    return frame[list(table_columns())].astype({"step": "int64"})
 
 
 def write_csv(run: Run, path: Path) -> None:
@@ -148,9 +161,8 @@ def _write_parquet_with_duckdb(run: Run, path: Path) -> None:
         return "'" + str(text).replace("'", "''") + "'"
 
     integers = ("step", "micro")
-    words = ("group", "skipped", "tensor", "kind", "role", "layer", "quantity", "phase")
     types = {
-        name: "BIGINT" if name in integers else "VARCHAR" if name in words else "DOUBLE" for name in table_columns()
+        name: "BIGINT" if name in integers else "VARCHAR" if name in _WORDS else "DOUBLE" for name in table_columns()
     }
     with _whole(path) as place, tempfile.TemporaryDirectory(prefix="headwater-") as folder:
         text = Path(folder) / "table.csv"

@@ -12,8 +12,8 @@ from headwater.store.history import History, StoredBlock
 
 __all__ = ["ROWS_READ", "statistic_matrix"]
 
-ROWS_READ = 2_000_000
-"""Rows of numbers that a matrix reads at most, about two seconds (chosen by us; see benchmarks/run_file.py)."""
+ROWS_READ = 1_000_000
+"""Rows of numbers that a matrix reads at most, a second or two (chosen by us; see benchmarks/run_file.py)."""
 
 
 def statistic_matrix(

@@ -271,7 +271,7 @@ class Run(Displayed):
     ) -> StatisticMatrix:
         """One statistic of many tensors over all recorded steps, downsampled to at most ``max_columns`` columns.
 
-        A column is the median over its steps; of a run too long to be read in seconds (2 million rows), over evenly
+        A column is the median over its steps; of a run too long to be read in seconds (a million rows), over evenly
         spaced ones of them.
 
         Args:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -470,3 +472,9 @@ def test_the_summary_is_one_paragraph(tmp_path: Path) -> None:
         )
         assert repr(run) == f"open_run({str(tmp_path / 'digits' / 'run.sqlite')!r})"
     assert LAYER.name == "fc1"
+
+
+def test_reading_a_run_needs_no_torch() -> None:
+    program = "import sys; from headwater.store import RunWriter, open_run; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
