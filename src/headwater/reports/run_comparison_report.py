@@ -201,8 +201,7 @@ def _read_drift(comparison: RunComparison) -> str:
     size = percent(last) if last <= 1 else scientific(last)
     return (
         f"The largest relative difference over all tensors, per quantity: at step {worst.steps[-1]:,} it is {size} for the "
-        f"{_WORDS.get(worst.quantity, worst.quantity)}. The dashed line is the tolerance; where a line is missing, nothing "
-        "differs."
+        f"{_WORDS.get(worst.quantity, worst.quantity)}. The dashed line is the tolerance; what has no line does not differ."
     )
 
 
@@ -226,6 +225,8 @@ def run_comparison_figure(comparison: RunComparison, *, template: Template = "da
     for drift in comparison.drift:
         words = _WORDS.get(drift.quantity, drift.quantity)
         values = [float(f"{v:.4g}") if 0 < v < math.inf else None for v in drift.largest]
+        if not any(values):
+            continue
         logs += [math.log10(v) for v in values if v]
         color = PALETTE[_COLORS.get(drift.quantity, "sky")]
         figure.add_trace(

@@ -38,6 +38,7 @@ _COLORS = ("blue", "vermillion", "green", "purple", "orange", "sky")
 _PANEL = 150  # pixels of one panel of the course
 _EVENT_MARKS = 150  # events with a mark; chosen by us
 _SMALLEST_SHARE = 1e-3  # of the squared norm: below, a bar is not visible. Chosen by us.
+_NOTABLE = 0.3  # decades, a factor of 2, by which a peak stands out. Chosen by us.
 _QUIET = ("attached", "detached", "flight_record", "notice")  # events without a mark on the plots
 
 
@@ -224,11 +225,11 @@ def read_course(view: RunView) -> str:
     norms = [row for row in rows if row.gradient_norm_log10 is not None and math.isfinite(row.gradient_norm_log10)]
     if norms:
         top = max(norms, key=lambda row: row.gradient_norm_log10 or 0.0)
-        parts.append(
-            f"the gradient norm goes from {power(norms[0].gradient_norm_log10 or 0.0)} to "
-            f"{power(norms[-1].gradient_norm_log10 or 0.0)} and is largest at step {top.step:,} "
-            f"({power(top.gradient_norm_log10 or 0.0)})"
-        )
+        logs = [row.gradient_norm_log10 or 0.0 for row in norms]
+        told = f"the gradient norm goes from {power(logs[0])} to {power(logs[-1])}"
+        if max(logs) - max(logs[0], logs[-1]) >= _NOTABLE:
+            told += f" and is largest at step {top.step:,} ({power(max(logs))})"
+        parts.append(told)
     clipped = sum(row.clip_coefficient not in (None, 1.0) for row in rows)
     if clipped:
         parts.append(f"clipping or another change acted on {percent(clipped / len(rows))} of the recorded steps")

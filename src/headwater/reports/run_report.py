@@ -33,6 +33,7 @@ from headwater.reports.run_view import ROWS, RunView
 __all__ = ["build_run_document", "build_run_summary_document", "duration", "run_headline"]
 
 _FINDINGS = 20  # findings that a terminal lists; chosen by us
+_CARDS = 12  # findings that a page tells in full; all of them are in its table. Chosen by us.
 _EDGE = 4  # weights shown at the beginning, in the middle and at the end of a long model; chosen by us
 _EVENTS = 12  # events that a terminal lists; a page lists them all
 _SPARK = 60
@@ -84,8 +85,10 @@ def _document(summary: RunSummary, view: RunView | None) -> Document:
     blocks: list[Block] = []
     if summary.findings:
         blocks.append(Heading("What was found"))
-        blocks += [_card(finding) for finding in summary.findings if finding.severity.rank > 0]
-        blocks += _finding_table(summary.findings, None, collapsed=True)
+        cards = sorted((f for f in summary.findings if f.severity.rank > 0), key=lambda f: -f.severity.rank)[:_CARDS]
+        blocks += [_card(finding) for finding in summary.findings if finding in cards]
+        if len(cards) < len(summary.findings):
+            blocks += _finding_table(summary.findings, None, collapsed=bool(cards))
     if view is not None and summary.recorded_steps:
         blocks += _pictures(view)
     for spike in summary.spikes if view is None else summary.spikes[1:]:
