@@ -1,4 +1,4 @@
-"""Write docs/detectors.md from the detectors themselves; ``--check`` says whether it is up to date.
+"""Write docs/detectors.md from the detectors and alerts themselves; ``--check`` says whether it is up to date.
 
 python scripts/generate_detector_docs.py            write
 python scripts/generate_detector_docs.py --check    exit 1 when the page differs
@@ -12,9 +12,11 @@ import inspect
 import re
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from headwater.detectors import DEFAULT_DETECTORS, Detector
+from headwater.detectors.over_time import DEFAULT_ALERTS, Alert
 from headwater.detectors.root_cause import _ORDER
 from headwater.records import Verdict
 
@@ -96,7 +98,38 @@ A detector of your own is any object with a `code` and one call, `(profile, fore
 """
 
 
-def _sections(detector: Detector) -> tuple[str, dict[str, str]]:
+ALERTS = """\
+# Alerts over time
+
+A watched run is looked at by {count} more programs, the alerts. They see one recorded optimizer step after the other and compare
+it with the run's own past, or with the other weights of the same step; the scale of the loss decides nothing, except
+where it is the matter itself (HW606, and HW607 under SGD). Micro-batches are left to the row of their step.
+
+- **Action**: every alert has an `action`: `"warn"` (the default), `"raise"`, `"stop"` (training ends at the last finite
+  weights, before the optimizer applies the step), or a function that is called with the finding.
+- **Patience**: a finding becomes an alarm when it was there at `patience` recorded steps in a row; one blip is none.
+  A step that an alert cannot judge neither continues nor ends a streak.
+- **Said once**: an alarm that goes on is not repeated. It is new again after ten judged recorded steps without it, or when it
+  reaches a layer it had not named; one that only warns is said at most ten times in a run.
+- **Root cause**: while HW608 names one, what other alerts find at the same places is marked as its symptom (`symptom_of`).
+- **Flight recorder**: a new alarm of HW601 or HW602 carries the last eight full records. They are recorded steps: what the
+  schedule left out in between was never read.
+- **Resumed runs** go on with the alerts' memory and give the alarms that one uninterrupted run would have given.
+
+```python
+from headwater.detectors.over_time import DEFAULT_ALERTS, Spike, with_actions
+
+alerts = with_actions(DEFAULT_ALERTS, {{"HW601": "stop"}}, patience=3)          # three NaN steps in a row end the training
+alerts = [Spike(z=8.0) if a.code == "HW602" else a for a in alerts]           # another threshold
+```
+
+`python benchmarks/alerts.py` trains healthy networks and networks with planted faults and prints hits and false alarms.
+
+{table}
+"""
+
+
+def _sections(detector: Detector | Alert) -> tuple[str, dict[str, str]]:
     """The first line and the sections of a detector's docstring, as Markdown."""
     text = inspect.cleandoc(type(detector).__doc__ or "").replace("``", "`")
     summary, *parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
@@ -105,24 +138,26 @@ def _sections(detector: Detector) -> tuple[str, dict[str, str]]:
     return summary.strip(), {h.strip(): t.strip() for h, t in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def _named(detector: Detector, enumeration: str) -> list[str]:
+def _named(detector: Detector | Alert, enumeration: str) -> list[str]:
     """The members of ``Verdict`` or ``Severity`` that a detector's code names, in their own order of appearance."""
     source = inspect.getsource(type(detector))
     return list(dict.fromkeys(name.lower() for name in re.findall(rf"{enumeration}\.([A-Z_]+)", source)))
 
 
-def _thresholds(detector: Detector) -> str:
+def _thresholds(detector: Detector | Alert) -> str:
     if not dataclasses.is_dataclass(detector) or not dataclasses.fields(detector):
         return "It has no threshold to set."
-    rows = [f"| `{f.name}` | {getattr(detector, f.name):g} |" for f in dataclasses.fields(detector)]
+    values = [(f.name, getattr(detector, f.name)) for f in dataclasses.fields(detector)]
+    # An alert's action is no threshold, and which detectors it runs is told in its text.
+    rows = [f"| `{name}` | {value:g} |" for name, value in values if isinstance(value, int | float)]
     return "\n".join(["| Threshold | Default |", "|---|---|", *rows])
 
 
-def _title(detector: Detector) -> str:
+def _title(detector: Detector | Alert) -> str:
     return f"{detector.code} {type(detector).__name__}"
 
 
-def _anchor(detector: Detector) -> str:
+def _anchor(detector: Detector | Alert) -> str:
     return _title(detector).lower().replace(" ", "-")
 
 
@@ -132,17 +167,27 @@ def page() -> str:
     if missing:
         raise SystemExit(f"no reason is given for the place of {', '.join(missing)} in the order of verdicts")
     order = "\n".join(f"{i}. `{v.value}`: {REASONS[v]}." for i, v in enumerate(_ORDER, 1))
-    lines = ["| Code | Detector | Finds | Verdict | Severity |", "|---|---|---|---|---|"]
-    for detector in DEFAULT_DETECTORS:
-        verdicts = ", ".join(f"`{v}`" for v in _named(detector, "Verdict")) or "none"
+    table = _table("Detector", DEFAULT_DETECTORS)
+    introduction = INTRODUCTION.format(count=len(DEFAULT_DETECTORS), order=textwrap.indent(order, "    "), table=table)
+    alerts = ALERTS.format(count=len(DEFAULT_ALERTS), table=_table("Alert", DEFAULT_ALERTS))
+    return "\n".join([NOTE, introduction, *_entries(DEFAULT_DETECTORS), alerts, *_entries(DEFAULT_ALERTS)])
+
+
+def _table(heading: str, members: Sequence[Detector | Alert]) -> str:
+    lines = [f"| Code | {heading} | Finds | Verdict | Severity |", "|---|---|---|---|---|"]
+    for detector in members:
+        verdicts = ", ".join(f"`{v}`" for v in _named(detector, "Verdict") if v != "healthy") or "none"
         severities = ", ".join(sorted(_named(detector, "Severity"), key=["critical", "warning", "info"].index))
         link = f"[{type(detector).__name__}](#{_anchor(detector)})"
+        if getattr(detector, "needs_profile", False):
+            verdicts, severities = "the detectors'", "critical"
         lines.append(f"| {detector.code} | {link} | {_sections(detector)[0]} | {verdicts} | {severities} |")
-    parts = [
-        NOTE,
-        INTRODUCTION.format(count=len(DEFAULT_DETECTORS), order=textwrap.indent(order, "    "), table="\n".join(lines)),
-    ]
-    for detector in DEFAULT_DETECTORS:
+    return "\n".join(lines)
+
+
+def _entries(members: Sequence[Detector | Alert]) -> list[str]:
+    parts = []
+    for detector in members:
         summary, sections = _sections(detector)
         parts.append(f"## {_title(detector)}\n\n{summary}\n")
         for heading, text in sections.items():
@@ -151,7 +196,7 @@ def page() -> str:
             )
             if heading == "Evidence and threshold":
                 parts.append(_thresholds(detector) + "\n")
-    return "\n".join(parts)
+    return parts
 
 
 def run(arguments: list[str] | None = None, path: Path = PAGE) -> int:
@@ -175,7 +220,8 @@ def run(arguments: list[str] | None = None, path: Path = PAGE) -> int:
         return 1
     if not fresh:
         path.write_text(text, encoding="utf-8")
-    print(f"docs/{path.name}: {len(DEFAULT_DETECTORS)} detectors, {'up to date' if fresh else 'written'}")
+    state = "up to date" if fresh else "written"
+    print(f"docs/{path.name}: {len(DEFAULT_DETECTORS)} detectors and {len(DEFAULT_ALERTS)} alerts, {state}")
     return 0
 
 

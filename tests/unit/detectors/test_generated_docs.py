@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from headwater.detectors import DEFAULT_DETECTORS
+from headwater.detectors.over_time import DEFAULT_ALERTS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -45,5 +46,5 @@ def test_every_link_in_the_table_leads_to_a_section(script: ModuleType) -> None:
     # The anchor that Markdown makes of a heading: lower case, spaces to hyphens.
     anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^## (.+)$", text, flags=re.MULTILINE)}
     links = re.findall(r"\]\(#([\w-]+)\)", text)
-    assert len(links) == len(DEFAULT_DETECTORS)
+    assert len(links) == len(DEFAULT_DETECTORS) + len(DEFAULT_ALERTS)
     assert set(links) <= anchors

@@ -95,7 +95,7 @@ def record(
         )  # fmt: skip
     for quantity, sizes in (("activation", activation), ("output_gradient", output_gradient)):
         if sizes is not None:
-            order = {n: i for i, n in enumerate(activation or sizes)}
+            order = {n: i for i, n in enumerate(dict.fromkeys([*(activation or ()), *sizes]))}
             blocks.append(_block(quantity, None, [layer(n, order[n]) for n in sizes], sizes.values(), norms=False))
     if dead is not None or saturated is not None:
         units = {n: (*row[:2], math.nan, row[2]) for n, row in (dead or {}).items()}
