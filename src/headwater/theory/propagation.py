@@ -217,7 +217,10 @@ def critical_init(fn: Activation | ActivationMoments, bias_variance: float = 0.0
       point and q = 1 is returned by convention; with one, q grows by σ_b² per layer and ``inf`` is returned.
     - σ_b² = 0 and φ(0) = 0: if no q > 0 solves both, the solution is the limit q → 0, σ_w² = 1/E[φ'²] there (tanh: 1).
       The signal then drifts slowly. For activations that grow faster than linearly near 0 (GELU, SiLU: σ_w² = 4) it
-      drifts upward and this solution repels: prefer a small bias variance, or ``gain``, for those.
+      drifts upward and this solution repels.
+    - A small bias does not help those: below a bias variance of 0.17 (GELU), 0.09 (Mish), 0.51 (Hardswish) or 0.56
+      (SiLU) the signal runs away from every critical point. Above, there is a stable one, at a large q (GELU at 0.2:
+      σ_w² = 1.97, q = 4.5). Or take :func:`headwater.gain`, normalise, or add shortcuts.
     - Several solutions: the first (in q) whose variance map is stable, else the first.
 
     Args:
