@@ -99,5 +99,5 @@ def test_a_compiled_part_leaves_the_layers_around_it_visible() -> None:
 def test_layers_of_a_compiled_model_asked_for_on_purpose_are_refused_with_advice() -> None:
     model = torch.compile(models.mlp(8, 16, 3), backend="aot_eager")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(InputError, match="is compiled.*activations"):
+    with pytest.raises(InputError, match=r"is compiled.*activations"):
         hw.watch(model, optimizer, activations="recorded").attach()

@@ -280,12 +280,13 @@ def test_stop_ends_the_block_quietly_before_the_optimizer_applies_the_step() -> 
 def test_raise_comes_out_of_the_optimizer_step_with_the_finding() -> None:
     model = models.mlp(8, 16, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with (
-        pytest.raises(hw.HeadwaterError, match="planted") as caught,
-        hw.watch(model, optimizer, every=1, alerts=[AtStep(1, "raise")]),
-    ):
-        for _ in range(5):
-            step(model, optimizer)
+    def run() -> None:
+        with hw.watch(model, optimizer, every=1, alerts=[AtStep(1, "raise")]):
+            for _ in range(5):
+                step(model, optimizer)
+
+    with pytest.raises(hw.HeadwaterError, match="planted") as caught:
+        run()
     assert not isinstance(caught.value, TrainingStopped)
     assert [f.code for f in caught.value.findings] == ["HW999"]  # type: ignore[attr-defined]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +27,10 @@ LOG = logging.getLogger("headwater")
 
 QUEUE_LIMIT = 256
 """Raw steps that may wait for the recorder's thread; beyond that training waits for it (chosen by us)."""
+
+POLL_SECONDS = 0.25
+"""How often the recorder's thread looks for work nobody waits for. Waking it for every step would hand it the interpreter's
+lock in the middle of a training step, once per step (chosen by us)."""
 
 
 class Writer(Protocol):
@@ -94,7 +98,10 @@ class Pipeline(Receiver):
         self.records_seen = 0
         self._values: dict[str, dict[str, Statistics]] = {}
         self._raising: UnhealthyError | None = None
-        self._queue: queue.Queue[_Request | None] = queue.Queue(QUEUE_LIMIT)
+        self._waiting: deque[_Request] = deque()
+        self._wake = threading.Event()
+        self._ending = False
+        self._idle_since = time.monotonic()
         self._thread: threading.Thread | None = None
         self._seconds = 0.0
         self._closed = False
@@ -170,26 +177,46 @@ class Pipeline(Receiver):
         self._send(lambda: self._end(metadata), wait=True)
         self._closed = True
         if self._thread is not None:
-            self._queue.put(None)
+            self._ending = True
+            self._wake.set()
             self._thread.join()
             self._thread = None
 
     def _send(self, action: Callable[[], None], *, wait: bool = False) -> None:
         if self._closed:
             return
+        if threading.current_thread() is self._thread:  # a sink or a callback that asks for something
+            action()
+            return
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=_work, args=(self._queue, self), name="headwater-recorder", daemon=True
-            )
+            self._thread = threading.Thread(target=_work, args=(self,), name="headwater-recorder", daemon=True)
             self._thread.start()
+        wait = wait or len(self._waiting) >= QUEUE_LIMIT
         done = threading.Event() if wait else None
-        self._queue.put(_Request(action, done))
+        self._waiting.append(_Request(action, done))
         if done is not None:
+            self._wake.set()
             done.wait()
 
     # ---------------------------------------------------------------- in the recorder's thread
 
-    def run(self, request: _Request) -> None:
+    def serve(self) -> bool:
+        """Do what waits.
+
+        Returns:
+            Whether there is more to come, now or later.
+        """
+        self._wake.wait(POLL_SECONDS)
+        self._wake.clear()
+        while self._waiting:
+            self._run(self._waiting.popleft())
+        if not self._ending and time.monotonic() - self._idle_since > 1.0:
+            self._idle_since = time.monotonic()
+            with contextlib.suppress(HeadwaterError):
+                self._flush()
+        return not self._ending or bool(self._waiting)
+
+    def _run(self, request: _Request) -> None:
         """Do one thing; a fault is said, and never ends the thread."""
         start = time.thread_time()
         try:
@@ -289,11 +316,6 @@ class Pipeline(Receiver):
         if self.writer is not None:
             self.writer.flush()
 
-    def idle(self) -> None:
-        """Nothing came for a second."""
-        with contextlib.suppress(HeadwaterError):
-            self._flush()
-
     def _end(self, metadata: Mapping[str, Any]) -> None:
         for index, sink in enumerate(self.sinks):
             if index not in self._broken_sinks:
@@ -321,13 +343,6 @@ class Pipeline(Receiver):
         self._late.load_state_dict(state["late"])
 
 
-def _work(waiting: queue.Queue[_Request | None], pipeline: Pipeline) -> None:
-    while True:
-        try:
-            request = waiting.get(timeout=1.0)
-        except queue.Empty:
-            pipeline.idle()
-            continue
-        if request is None:
-            return
-        pipeline.run(request)
+def _work(pipeline: Pipeline) -> None:
+    while pipeline.serve():
+        pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,8 @@ from headwater.capture.graph import walk
 from headwater.capture.names import ROOT, Filter, clean_names, layer_kind
 from headwater.capture.slopes import SlopeReader
 from headwater.capture.tensors import is_measurable, tensors_in
-from headwater.capture.training.gradients import columns_of, read_table
+from headwater.capture.training.collector import Collector, joined
+from headwater.capture.training.gradients import columns_of
 from headwater.capture.training.inventory import Inventory, prefixed
 from headwater.capture.training.raw import Piece
 from headwater.capture.training.units import UnitReading, UnitWindows, read_units
@@ -76,10 +76,10 @@ class _Row:
     path: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    table: Tensor
+    slot: int
     node: Any
     output_number: int
-    gradient: Tensor | None = None
+    gradient: int | None = None
     units: UnitReading | None = None
 
     @property
@@ -98,7 +98,7 @@ class _GradientHook:
     def __call__(self, gradient: Tensor) -> None:
         watch = self.watch()
         if watch is not None and watch.step == self.step and (watch.open or self.row.gradient is None):
-            self.row.gradient = read_table([gradient], "all")
+            self.row.gradient = watch.gradients.add(gradient)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_SilentTensor, ())
@@ -141,6 +141,9 @@ class LayerWatch:
         self._placed = False
         self._first_index: dict[int, int] = {}
         self._list()
+        self._unsafe: set[tuple[int, int, str]] = set()
+        self._activations = Collector()
+        self.gradients = Collector()
         self._clear()
 
     def _list(self) -> None:
@@ -173,6 +176,8 @@ class LayerWatch:
 
     def _clear(self) -> None:
         self._rows: list[_Row] = []
+        self._activations.clear()
+        self.gradients.clear()
         self._counts: dict[int, int] = {}
         self._known: dict[tuple[Any, int], _Row] = {}
         self._order: dict[int, int] = {}
@@ -222,10 +227,6 @@ class LayerWatch:
 
     # ---------------------------------------------------------------- forward and backward
 
-    @torch.no_grad()
-    def _read(self, tensor: Tensor) -> Tensor:
-        return read_table([tensor.detach()], "all")
-
     def called(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         """A module has returned.
 
@@ -260,7 +261,9 @@ class LayerWatch:
         key = (node if node is not None else id(tensor), number)
         if key in self._known or not is_measurable(tensor):
             return
-        row = _Row(index, call, path, tuple(tensor.shape), tensor.dtype, self._read(tensor), node, number)
+        row = _Row(index, call, path, tuple(tensor.shape), tensor.dtype, 0, node, number)
+        # What a later operation overwrites in place is read at once; which outputs these are, the first step shows.
+        row.slot = self._activations.add(tensor, at_once=not self._placed or row.key in self._unsafe)
         self._known[key] = row
         self._gave_rows.add(index)
         self._rows.append(row)
@@ -321,6 +324,9 @@ class LayerWatch:
             return
         self.open = False
         self._known.clear()
+        lost = self._activations.finish()
+        if lost:
+            self._unsafe |= {row.key for row in self._rows if row.slot in lost}
         for row in self._rows:
             row.node = None
         if not self._placed:
@@ -402,13 +408,14 @@ class LayerWatch:
             return []
         columns = columns_of("all")
         tensors = tuple(self._tensor(row, order) for order, row in enumerate(rows))
-        pieces = [Piece("activation", None, tensors, columns, _joined([row.table for row in rows]))]
-        with_gradient = [(t, row.gradient) for t, row in zip(tensors, rows, strict=True) if row.gradient is not None]
-        if with_gradient:
-            table = _joined([gradient for _, gradient in with_gradient])
-            pieces.append(
-                Piece("output_gradient", None, tuple(t for t, _ in with_gradient), columns, table, scaled=True)
-            )
+        self._activations.finish()
+        self.gradients.finish()
+        pieces = [Piece("activation", None, tensors, columns, self._activations.table())]
+        slots = {row.gradient: t for t, row in zip(tensors, rows, strict=True) if row.gradient is not None}
+        if slots:
+            order = sorted(slots)
+            table = self.gradients.table(None if len(order) == len(self.gradients) else order)
+            pieces.append(Piece("output_gradient", None, tuple(slots[i] for i in order), columns, table, scaled=True))
         units = [(t, row.units) for t, row in zip(tensors, rows, strict=True) if row.units is not None]
         if units:
             parts: list[Tensor] = []
@@ -419,11 +426,6 @@ class LayerWatch:
                 if reading.saturated is not None:
                     parts.append(reading.saturated.to(parts[-1].dtype).reshape(1))
             finish = functools.partial(self._windows.rows, layout)
-            pieces.append(Piece("units", None, (), (), _joined(parts), finish=finish))
+            pieces.append(Piece("units", None, (), (), joined(parts), finish=finish))
         self._rows = []
         return pieces
-
-
-def _joined(tables: Sequence[Tensor]) -> Tensor:
-    first = tables[0].device
-    return torch.cat([t if t.device == first else t.to(first, non_blocking=True) for t in tables])
