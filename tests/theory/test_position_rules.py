@@ -150,3 +150,65 @@ def test_a_map_of_positions_is_forecast(move: Callable[[Tensor], Tensor], width:
     for name, predicted, sampled in forecast_and_sampled(_made(move, width), torch.randn(4, 8, 6, 6)):
         if sampled > -5.0:  # a bias before an instance normalisation has no gradient but rounding
             assert predicted == pytest.approx(sampled, abs=0.08), name
+
+
+# -------------------------------------------------------------------- gates and pooling by attention
+
+
+class AttentionPooling(nn.Module):
+    """A softmax over the steps weighs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.score, self.out = nn.Linear(32, 64), nn.Linear(64, 1), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inner(x))
+        out: Tensor = self.out((torch.softmax(self.score(h), 1) * h).sum(1))
+        return out
+
+
+class ThreeParts(nn.Module):
+    """Features taken apart by unbind: their gradient comes back as a stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(32, 96), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.inner(x).reshape(len(x), 3, 32).unbind(1)
+        out: Tensor = self.out(torch.tanh(a) * b + c)
+        return out
+
+
+def prelu() -> nn.Module:
+    return nn.Sequential(nn.Linear(32, 64), nn.PReLU(), nn.Linear(64, 64), nn.PReLU(), nn.Linear(64, 16))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(AttentionPooling, (8, 10, 32)), (ThreeParts, (16, 32)), (prelu, (16, 32))],
+    ids=["attention pooling", "unbind", "PReLU"],
+)
+def test_gates_are_forecast(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    for name, predicted, sampled in forecast_and_sampled(make, torch.randn(*shape), 12):
+        if make is prelu and name in ("1.weight", "3.weight"):
+            continue  # one number: the mean of its logarithm lies 0.28 decades below the logarithm of its rms
+        if not name.startswith("score.bias"):  # a softmax does not feel a shift
+            assert predicted == pytest.approx(sampled, abs=0.08), name
+
+
+def test_a_rule_that_fails_is_named_and_leaves_what_is_behind_it_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headwater.theory.forecast.engine import RULES
+
+    def failing(call: object) -> None:
+        raise IndexError("no such dimension")
+
+    monkeypatch.setitem(RULES, "tanh", failing)
+    coverage = predict(
+        lambda: nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10)), torch.randn(4, 32)
+    ).coverage
+    assert coverage.unruled["tanh"] == "the rule failed: IndexError: no such dimension"
+    assert "0" in coverage.unknown_layers
+    assert not coverage.complete

@@ -222,6 +222,10 @@ class Engine:
                 self.unruled[bare] = self.unruled.get(bare, 0) + 1
                 self.reasons.setdefault(bare, str(error) or "no rule")
             found = [lost or Source(bare)] * len(outputs)
+        except Exception as error:  # a mistake in one rule leaves what is behind it unknown, and is named
+            self.unruled[bare] = self.unruled.get(bare, 0) + 1
+            self.reasons.setdefault(bare, f"the rule failed: {type(error).__name__}: {error}")
+            found = [lost or Source(bare)] * len(outputs)
         for tensor, thing in zip(outputs, found, strict=False):
             if thing is not None:
                 self.remember(tensor, thing, overwrite=in_place)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from headwater.theory.forecast.axes import Atom, Axes, NoRuleError, axes_of_shape
 from headwater.theory.forecast.engine import Call, rule
-from headwater.theory.forecast.rules.elementwise import apply_function, multiply, scaled
+from headwater.theory.forecast.rules.elementwise import apply_function, constant_of, multiply, scaled, slope_product
 from headwater.theory.forecast.rules.linear import _dimensions
 from headwater.theory.forecast.rules.losses import _probability_products
+from headwater.theory.forecast.rules.max_pooling import two_samples
 from headwater.theory.forecast.rules.selection import _matches
 from headwater.theory.forecast.signals import Known, Law, Signal, Thing, to_signal, unify
 from headwater.theory.forecast.stats import Stats
@@ -87,6 +88,8 @@ def plain_softmax(call: Call, logits: Signal, dim: int) -> Signal:
         NoRuleError: the dimension counts something else than features.
     """
     atoms = logits.axes[dim]
+    if atoms and all(a.kind == "position" for a in atoms):
+        return _softmax_over_positions(call, logits, atoms)
     if not atoms or any(a.kind not in ("feature", "unknown") for a in atoms):
         raise NoRuleError("a softmax over something that is no product of queries and keys")
     classes = math.prod(a.size for a in atoms)
@@ -127,11 +130,65 @@ def plain_softmax_backward(call: Call, gradient: Signal, probabilities: Signal, 
     """
     _, moved = unify(probabilities, gradient, [(i, i) for i in range(len(probabilities.axes))])
     assert isinstance(moved, Signal)
+    drawn = call.engine.notes.get(("weights", call.engine.key(call.args[1])))
+    if drawn is not None:
+        return _over_positions_backward(call, moved, probabilities, drawn)
     classes = math.prod(a.size for a in probabilities.axes[dim])
     atoms = tuple(dict.fromkeys((*probabilities.atoms, *moved.atoms)))
     g, p = moved.stats.broadcast(atoms).centred(), probabilities.stats.broadcast(atoms)
     factor = min(1.0, max(0.0, 1.0 - 2.0 / classes + classes * float(p.square.mean()))) if classes > 1 else 0.0
     return Signal.of(probabilities.axes, g.product(p).scaled(math.sqrt(factor)), call.samples, moved.spread)
+
+
+def _softmax_over_positions(call: Call, logits: Signal, atoms: tuple[Atom, ...]) -> Signal:
+    """Weights of an attention that pools over time: logits drawn for two samples together, as for a maximum."""
+    if set(logits.stats.atoms) != set(atoms) or not logits.stats.dense:
+        raise NoRuleError("a softmax over some of the positions")
+    stats = logits.stats.reordered(atoms)
+    count = int(min(1024, max(32, 1e8 / stats.nodes**3)))
+    first, second = (torch.softmax(u, dim=1) for u in two_samples(stats, count))
+    call.engine.notes["weights", call.engine.key(call.outputs[0])] = first, second
+    within = (first.T @ first + second.T @ second) / (2 * count)
+    between = first.T @ second / count
+    between = 0.5 * (between + between.T)
+    mean = 0.5 * (first.mean(0) + second.mean(0))
+    found = Stats(atoms, mean, within.diagonal().clone(), within, between.diagonal().clone(), between)
+    return Signal.of(logits.axes, found, call.samples, logits.spread)
+
+
+def _over_positions_backward(call: Call, gradient: Signal, weights: Signal, drawn: tuple[Tensor, Tensor]) -> Signal:
+    """J g with J = diag p - p pᵀ, averaged over the draws of p: E J K_g Jᵀ."""
+    atoms = weights.stats.atoms
+    g = gradient.stats.broadcast(atoms).fixed_diagonals()
+    one, two = (torch.diag_embed(p) - p[:, :, None] * p[:, None, :] for p in drawn)
+    within = 0.5 * sum((j @ g.within @ j.transpose(1, 2)).mean(0) for j in (one, two))
+    between = (one @ g.between @ two.transpose(1, 2)).mean(0)
+    assert isinstance(within, Tensor)
+    between = 0.5 * (between + between.T)
+    zero = torch.zeros(len(within), dtype=torch.float64)
+    found = Stats(atoms, zero, within.diagonal().clone(), within, between.diagonal().clone(), between)
+    return Signal.of(weights.axes, found, call.samples, gradient.spread)
+
+
+# -------------------------------------------------------------------- PReLU
+
+
+@rule("_prelu_kernel")
+def _prelu(call: Call) -> Thing:
+    """The function x for x > 0, a x else."""
+    thing, slope = call.thing(0), constant_of(call.thing(1))
+    if slope is None or not isinstance(thing, Signal):
+        raise NoRuleError("a PReLU with different slopes")
+    return apply_function(thing, lambda t: torch.where(t > 0, t, slope * t))
+
+
+@rule("_prelu_kernel_backward")
+def _prelu_backward(call: Call) -> list[Thing | None]:
+    gradient, thing, slope = call.thing(0), call.thing(1), constant_of(call.thing(2))
+    if slope is None:
+        raise NoRuleError("a PReLU with different slopes")
+    own = slope_product(call, gradient, thing, lambda t: 1.0 - (1.0 - slope) * (t <= 0).to(t.dtype))
+    return [own, slope_product(call, gradient, thing, lambda t: t.clamp(max=0.0))]
 
 
 # -------------------------------------------------------------------- stack
@@ -157,6 +214,10 @@ def _stack(call: Call) -> Thing:
     if any(p.structure is not None for p in parts):
         raise NoRuleError("attention scores put together")
     every = [p.stats.broadcast(rest) for p in parts]
+    parted = call.engine.notes.get(("part", tuple(call.shape), dim))
+    if parted and all(a.kind == "feature" for a in parted):  # the gradient of features that were taken apart
+        across: Axes = (*lead.axes[:dim], tuple(parted), *lead.axes[dim:])
+        return Signal.of(across, _mixed(*((s, 1.0 / n) for s in every)), call.samples, max(p.spread for p in parts))
     dense = all(s.dense for s in every)
     atom = Atom("position", n, dense)
     call.engine.notes["part", tuple(call.shape), dim] = (atom,)

@@ -63,8 +63,16 @@ def _argument(signal: Signal) -> tuple[Term, Function]:
     return plain.carrier, lambda t: t
 
 
-def _draws(stats: Stats, count: int) -> tuple[Tensor, Tensor]:
-    """Two samples of u at every position, (draws, positions) each."""
+def two_samples(stats: Stats, count: int) -> tuple[Tensor, Tensor]:
+    """Draw a Gaussian signal at every position, for two samples together, from a fixed seed.
+
+    Args:
+        stats: of the signal, per position.
+        count: draws.
+
+    Returns:
+        The two samples, (draws, positions) each.
+    """
     dense = stats.fixed_diagonals()
     mean = stats.mean
     outer = mean[:, None] * mean[None, :]
@@ -83,10 +91,11 @@ def _root(matrix: Tensor) -> Tensor:
     """R with R Rᵀ = matrix, nearest to it where rounding or averaging left a negative eigenvalue."""
     small = 1e-9 * matrix.diagonal().abs().mean()
     factor, failed = torch.linalg.cholesky_ex(matrix + small * torch.eye(len(matrix), dtype=matrix.dtype))
-    if not bool(failed):
-        return factor
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0.0).sqrt()
+    if bool(failed):
+        values, vectors = torch.linalg.eigh(matrix)
+        factor = vectors * values.clamp_min(0.0).sqrt()
+    found: Tensor = factor
+    return found
 
 
 _STEP = 1e-4  # of the central difference, in standard deviations: a kink is off for 1e-4 of the draws; chosen by us
@@ -118,7 +127,7 @@ def _pool(call: Call, signal: Signal, maps: list[Tensor], atoms: Sequence[Atom],
     stats = base.stats.broadcast([a for a in signal.atoms if a in base.stats.atoms] or base.stats.atoms)
     positions, windows = stats.nodes, len(maps[0])
     count = _DRAWS if positions < 256 else _DRAWS_OF_MANY
-    first, second = _draws(stats, count)
+    first, second = two_samples(stats, count)
     slope = _slope(function, float((stats.square - stats.mean**2).clamp_min(0.0).mean().sqrt()))
     results, routed, sloped, at = [], [], [], []
     for u in (first, second):
