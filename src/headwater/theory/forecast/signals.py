@@ -43,6 +43,7 @@ class Root:
             logarithm below the logarithm of the mean.
         structure: what else a rule knows about it (attention weights and their gradients).
         main_share: of a sum of two: the larger part's share of the mean square; 0 for anything else.
+        skip: of a sum with a function of an earlier Gaussian (a shortcut around a branch): that Gaussian and the function.
         law: of pre-activations of a dense layer: the law of a sample's squared length; None where it is not followed.
         profile: of a gradient: its square as a function of the sample's length at the layer it comes from, or None.
         removed: of a gradient: how much of its component along the mean over features, and along what the normalisation
@@ -54,6 +55,7 @@ class Root:
     structure: Any = None
     main_share: float = 0.0
     removed: tuple[float, float] = (0.0, 0.0)
+    skip: tuple[Term, Function] | None = None
     law: LengthLaw | None = None
     profile: GradientProfile | None = None
 
