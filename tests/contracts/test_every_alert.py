@@ -127,7 +127,7 @@ def test_a_healthy_training_under_adam_is_healthy_at_any_scale_of_the_loss(facto
 
 
 def test_a_record_costs_microseconds_per_weight() -> None:
-    # Measured by benchmarks/alerts.py: about 3 µs per weight; ten times that leaves room for a busy machine.
+    # Measured by benchmarks/alerts.py: about 4 µs per weight; several times that leaves room for a busy machine.
     names = [f"{k}.weight" for k in range(500)]
     desk = AlertDesk(DEFAULT_ALERTS)
     records = [
