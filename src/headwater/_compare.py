@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 
 from headwater.records.run import RunSource
 from headwater.records.run_comparison import DEFAULT_RTOL, RunComparison, compare_runs
@@ -36,5 +37,5 @@ def _opened(run: RunSource | str | PathLike[str]) -> RunSource:
     if isinstance(run, str | PathLike):
         from headwater.store import open_run
 
-        return open_run(run)
+        return open_run(Path(run))
     return run

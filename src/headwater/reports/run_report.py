@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from headwater.records.finding import Finding
 from headwater.records.run import RunSource
-from headwater.records.run_summary import RunSummary, WatchedWeight
+from headwater.records.run_summary import RunSummary
 from headwater.records.step import RunEvent
 from headwater.reports.document import (
     Block,
     Bullets,
     Callout,
-    Cell,
-    Column,
     Document,
     Figure,
     Heading,
     Paragraph,
     Section,
-    Table,
     Template,
 )
 from headwater.reports.finding_blocks import TONES, count_findings, evidence_text, places
 from headwater.reports.marks import literal
-from headwater.reports.notation import counted, decades, percent, power, scientific, shape_text, sparkline
+from headwater.reports.notation import counted, percent, power, sparkline
+from headwater.reports.run_tables import event_table, finding_table, spike_table, weight_table
 from headwater.reports.run_view import ROWS, RunView
 
 __all__ = ["build_run_document", "build_run_summary_document", "duration", "run_headline"]
 
 _FINDINGS = 20  # findings that a terminal lists; chosen by us
 _CARDS = 12  # findings that a page tells in full; all of them are in its table. Chosen by us.
-_EDGE = 4  # weights shown at the beginning, in the middle and at the end of a long model; chosen by us
 _EVENTS = 12  # events that a terminal lists; a page lists them all
 _SPARK = 60
 _NOTABLE = 0.3  # decades, a factor of 2: a norm that stays within has no extremes worth a word. Chosen by us.
@@ -69,10 +65,10 @@ def build_run_summary_document(summary: RunSummary, *, full: bool = False) -> Do
     if full:
         return _document(summary, None)
     blocks: list[Block] = []
-    blocks += _finding_table(summary.findings, _FINDINGS)
+    blocks += [finding_table(summary.findings, _FINDINGS)] if summary.findings else []
     blocks += _norm_line(summary)
-    blocks += [_weight_table(summary.weights, full=False)] if summary.weights else []
-    blocks += [block for spike in summary.spikes[:1] for block in _spike_lines(spike.step, spike.contributors[:5])]
+    blocks += [weight_table(summary.weights, full=False)] if summary.weights else []
+    blocks += [spike_table(spike.step, spike.contributors[:5]) for spike in summary.spikes[:1]]
     blocks += _event_lines(summary)
     blocks.append(Paragraph(f"{_cost(summary)} {_coverage(summary)}", "muted"))
     return Document(
@@ -88,15 +84,15 @@ def _document(summary: RunSummary, view: RunView | None) -> Document:
         cards = sorted((f for f in summary.findings if f.severity.rank > 0), key=lambda f: -f.severity.rank)[:_CARDS]
         blocks += [_card(finding) for finding in summary.findings if finding in cards]
         if len(cards) < len(summary.findings):
-            blocks += _finding_table(summary.findings, None, collapsed=bool(cards))
+            blocks.append(finding_table(summary.findings, None, collapsed=bool(cards)))
     if view is not None and summary.recorded_steps:
         blocks += _pictures(view)
-    for spike in summary.spikes if view is None else summary.spikes[1:]:
-        blocks += _spike_lines(spike.step, spike.contributors)
+    spikes = summary.spikes if view is None else summary.spikes[1:]
+    blocks += [spike_table(spike.step, spike.contributors) for spike in spikes]
     if summary.weights:
         blocks.append(Heading("Weights"))
-        blocks.append(_weight_table(summary.weights, full=True))
-    blocks += _event_table(summary)
+        blocks.append(weight_table(summary.weights, full=True))
+    blocks += [Heading("Events"), event_table(summary)] if summary.events else []
     blocks += [Heading("What watching cost, and what it saw"), Paragraph(_cost(summary)), Paragraph(_coverage(summary))]
     return Document(
         title=f"Run {summary.name}", blocks=tuple(blocks), summary=_summary(summary), facts=_facts(summary),
@@ -217,40 +213,6 @@ def _coverage(summary: RunSummary) -> str:
 # -------------------------------------------------------------------- findings and events
 
 
-def _finding_table(findings: Sequence[Finding], limit: int | None, *, collapsed: bool = False) -> list[Block]:
-    if not findings:
-        return []
-    shown = list(findings)
-    if limit is not None and len(shown) > limit:  # the worst, in the order in which they came
-        worst = sorted(range(len(shown)), key=lambda i: (-shown[i].severity.rank, i))[:limit]
-        shown = [shown[i] for i in sorted(worst)]
-    columns = (
-        Column("step", "right", "the optimizer step at which it began", 9),
-        Column("severity", priority=6),
-        Column("finding", priority=9, wrap=True, min_width=16),
-        Column("where", priority=5, shrink=True),
-        Column("cause", wrap=True, priority=7, min_width=24),
-    )
-    rows = [
-        (
-            Cell("-" if f.step is None else f"{f.step:,}", sort=-1.0 if f.step is None else float(f.step)),
-            Cell(f.severity.value, tone=TONES[f.severity], sort=float(-f.severity.rank)),
-            Cell(f"{f.code} {f.defect}"),
-            Cell(_plain_places(f)),
-            Cell(f.cause),
-        )
-        for f in shown
-    ]
-    caption = ""
-    if len(shown) < len(findings):
-        caption = f"The {len(shown)} most serious of {len(findings):,} findings; --html lists all."
-    return [Table(columns, tuple(rows), title=count_findings(findings), caption=caption, collapsed=collapsed)]
-
-
-def _plain_places(finding: Finding) -> str:
-    return places(finding, 3).removeprefix(" at ").replace("`", "")
-
-
 def _card(finding: Finding) -> Callout:
     when = "" if finding.step is None else f"From step {finding.step:,}. "
     where = f"**Where:**{places(finding, 12).removeprefix(' at')}. " if finding.where else ""
@@ -274,34 +236,6 @@ def _event_text(event: RunEvent) -> str:
     return f"{when}{literal(event.kind.replace('_', ' '))}. {literal(event.message)}"
 
 
-def _event_table(summary: RunSummary) -> list[Block]:
-    if not summary.events:
-        return []
-    columns = (
-        Column("step", "right", priority=9),
-        Column("time (UTC)", priority=3),
-        Column("event", priority=8),
-        Column("what happened", wrap=True, priority=9),
-    )
-    rows = [
-        (
-            Cell("-" if e.step is None else f"{e.step:,}", sort=-1.0 if e.step is None else float(e.step)),
-            Cell(_clock(e.time), sort=e.time),
-            Cell(e.kind.replace("_", " ")),
-            Cell(e.message + (f" ({', '.join(e.names[:5])}{' …' if len(e.names) > 5 else ''})" if e.names else "")),
-        )
-        for e in summary.events
-    ]
-    left = summary.event_count - len(summary.events)
-    caption = f"The first {len(rows)} of {summary.event_count:,} events." if left else ""
-    title = counted(summary.event_count, "event")
-    return [Heading("Events"), Table(columns, tuple(rows), title=title, caption=caption, collapsed=len(rows) > 12)]
-
-
-def _clock(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
 # -------------------------------------------------------------------- numbers
 
 
@@ -319,70 +253,6 @@ def _norm_line(summary: RunSummary) -> list[Block]:
         text += f"; smallest {power(low[1])} at step {low[0]:,}, largest {power(high[1])} at step {high[0]:,}"
     text += "."
     return [Paragraph(text)]
-
-
-def _weight_table(weights: Sequence[WatchedWeight], *, full: bool) -> Table:
-    """First, middle and last weights, or all of them."""
-    count = len(weights)
-    chosen = list(range(count))
-    if not full and count > 3 * _EDGE:
-        middle = range(count // 2 - _EDGE // 2, count // 2 - _EDGE // 2 + _EDGE)
-        chosen = [*range(_EDGE), *middle, *range(count - _EDGE, count)]
-    columns = (
-        Column("weight", priority=9, shrink=True, hint="name in named_parameters(); the input's at the top"),
-        Column("type", priority=2, shrink=True),
-        Column("shape", priority=1, shrink=True),
-        Column("first\ngradient rms", "right", "√mean(gradient²) when it was first recorded", 6),
-        Column("last\ngradient rms", "right", "√mean(gradient²) when it was last recorded", 8),
-        Column("change", "right", "decades between the two", 4),
-        Column("over the run", priority=7, hint="log10 of the gradient's rms, from the first step to the last"),
-        Column("update\nratio", "right", "median of ‖Δw‖/‖w‖ per step; about 1e-3 is a rule of thumb", 5),
-    )
-    rows: list[tuple[Cell, ...]] = []
-    for position, i in enumerate(chosen):
-        if position and i != chosen[position - 1] + 1:
-            gap = i - chosen[position - 1] - 1
-            rows.append((Cell(f"… {counted(gap, 'weight')} …", tone="muted"), *(Cell("") for _ in columns[1:])))
-        rows.append(_weight_row(i, weights[i]))
-    title = counted(count, "weight")
-    shown = "" if len(chosen) == count else f" {len(chosen)} of {count:,}: the first, the middle and the last."
-    caption = f"In execution order.{shown}"
-    return Table(columns, tuple(rows), title=title, caption=caption, collapsed=full and count > 24)
-
-
-def _weight_row(order: int, weight: WatchedWeight) -> tuple[Cell, ...]:
-    first, last = weight.first_log10, weight.last_log10
-    change = ""
-    if first is not None and last is not None and math.isfinite(first) and math.isfinite(last):
-        change = decades(last - first).removesuffix(" decades")
-    trend = [math.nan if v is None else v for v in weight.trend_log10]
-    ratio = weight.update_ratio
-    return (
-        Cell(weight.name, sort=float(order)),
-        Cell(weight.type, tone="muted"),
-        Cell(shape_text(weight.shape), tone="muted"),
-        _log_cell(first),
-        _log_cell(last),
-        Cell(change, sort=None if not change else (last or 0.0) - (first or 0.0)),
-        Cell(sparkline(trend, 24)),
-        Cell("" if ratio is None else scientific(ratio), sort=ratio),
-    )
-
-
-def _log_cell(value: float | None) -> Cell:
-    if value is None:
-        return Cell("-", tone="muted")
-    if math.isnan(value):
-        return Cell("NaN", tone="critical", sort=1e9)
-    if math.isinf(value):
-        return Cell("0 (exact)", tone="warning", sort=-1e9)
-    return Cell(power(value), sort=value)
-
-
-def _spike_lines(step: int, contributors: Sequence[tuple[str, float]]) -> list[Block]:
-    rows = [(Cell(name), Cell(percent(max(0.0, min(1.0, share))), sort=share)) for name, share in contributors]
-    columns = (Column("parameter", priority=9, shrink=True), Column("share of the\nsquared norm", "right", priority=8))
-    return [Table(columns, tuple(rows), title=f"Who made the gradient of step {step:,}")]
 
 
 # -------------------------------------------------------------------- pictures
