@@ -15,7 +15,7 @@ from headwater.stats import moment_table, norm_table
 __all__ = ["GradientReading", "columns_of", "read_table", "versions"]
 
 Tier = Literal["all", "norms"]
-Marks = dict[int, tuple[int, int]]
+Marks = list[tuple[int, int]]
 
 
 def columns_of(tier: Tier) -> tuple[str, ...]:
@@ -55,18 +55,18 @@ def read_table(tensors: Sequence[Tensor], tier: Tier) -> Tensor:
     return torch.cat(parts)[back]
 
 
-def versions(found: Sequence[tuple[int, Tensor, Tensor]]) -> Marks:
+def versions(gradients: Sequence[Tensor]) -> Marks:
     """Identity and version of every gradient: equal as long as nothing wrote to them.
 
     ``GradScaler.unscale_`` does not count as a change: it leaves the version as it is.
 
     Args:
-        found: (position, parameter, gradient).
+        gradients: in the order of the inventory.
 
     Returns:
-        ``id(parameter)`` to (``id(gradient)``, its version).
+        (``id``, version) of each.
     """
-    return {id(parameter): (id(gradient), gradient._version) for _, parameter, gradient in found}
+    return [(id(gradient), gradient._version) for gradient in gradients]
 
 
 @dataclass(slots=True)
@@ -111,4 +111,4 @@ class GradientReading:
         order = sorted(range(len(positions)), key=positions.__getitem__)
         table = torch.cat([part.table for part in parts])
         index = torch.tensor(order).to(table.device, non_blocking=True)
-        return cls([positions[i] for i in order], table[index], {}, False)
+        return cls([positions[i] for i in order], table[index], [], False)

@@ -81,6 +81,8 @@ class Inventory:
         self.compiled = False
         self._all: tuple[WatchedTensor, ...] = ()
         self._registered = -1
+        self._sources: list[tuple[weakref.ref[nn.Module], str]] = []
+        self._everywhere: list[int] = []
         self._layer_of: Mapping[str, tuple[str | None, int]] = {}
         self.list_again()
 
@@ -126,6 +128,8 @@ class Inventory:
         self.compiled = any(is_compiled(module) for module in names)
         self._registered = _registered(model)
         self.tracked = found
+        self._sources = [(t.owner, t.attribute) for t in found]
+        self._everywhere = list(range(len(found)))
         self._place()
         added = tuple(t.watched.name for t in found if t.watched.name not in known)
         return Changes(added=added if known else ())
@@ -142,8 +146,7 @@ class Inventory:
             changes = self.list_again()
         frozen: list[str] = []
         unfrozen: list[str] = []
-        for tracked in self.tracked:
-            tensor = tracked.tensor()
+        for tracked, tensor in zip(self.tracked, self.tensors(), strict=True):
             if tensor is not None and tensor.requires_grad != tracked.watched.trainable:
                 (unfrozen if tensor.requires_grad else frozen).append(tracked.watched.name)
                 tracked.watched = replace(tracked.watched, trainable=tensor.requires_grad)
@@ -172,7 +175,18 @@ class Inventory:
 
     def tensors(self) -> list[Tensor | None]:
         """The parameters as they are now, in the order of ``tracked``."""
-        return [t.tensor() for t in self.tracked]
+        return [
+            None if (owner := reference()) is None else owner._parameters.get(attribute)
+            for reference, attribute in self._sources
+        ]
+
+    def gradients(self) -> tuple[list[int], list[Tensor]]:
+        """Positions and gradients of the parameters that have one."""
+        found = [None if p is None else p.grad if p.is_leaf else gradient_of(p) for p in self.tensors()]
+        present = [g for g in found if g is not None]
+        if len(present) == len(found):
+            return self._everywhere, present
+        return [i for i, g in enumerate(found) if g is not None], present
 
     def watched(self, positions: Sequence[int]) -> tuple[WatchedTensor, ...]:
         """The records of some of the parameters; the same object for all of them, as long as nothing changes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headwater.capture._torch_compat import in_backward, is_compiled
 from headwater.capture.graph import walk
 from headwater.capture.names import ROOT, Filter, clean_names, layer_kind
-from headwater.capture.slopes import SlopeReader
+from headwater.capture.slopes import Elementwise, SlopeReader
 from headwater.capture.tensors import is_measurable, tensors_in
 from headwater.capture.training.collector import Collector, joined
 from headwater.capture.training.gradients import columns_of
@@ -65,6 +65,8 @@ class _Layer:
     kind: LayerKind
     type: str
     owns_parameters: bool
+    function: Elementwise | Literal[False] | None = False
+    in_place: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -225,6 +227,12 @@ class LayerWatch:
         self.open = False
         self._known.clear()
 
+    def forget(self) -> None:
+        """The model is gone: let go of what belongs to it."""
+        for layer in self._layers:
+            layer.function = None
+        self._clear()
+
     # ---------------------------------------------------------------- forward and backward
 
     def called(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
@@ -267,10 +275,11 @@ class LayerWatch:
         self._known[key] = row
         self._gave_rows.add(index)
         self._rows.append(row)
-        if layer.kind == "activation" or (layer.kind == "other" and self._acts_alone(layer)):
+        if layer.kind in ("activation", "other") and (function := self._function(layer)) is not None:
             row.units = read_units(
                 self._slopes,
-                layer.module() or nn.Identity(),
+                function,
+                layer.in_place,
                 args[0] if args else None,
                 tensor,
                 channels_first=self._channels_first or tensor.dim() == 4,
@@ -278,17 +287,22 @@ class LayerWatch:
         if tensor.requires_grad:
             tensor.register_hook(_GradientHook(self, row, self.step))
 
-    def _acts_alone(self, layer: _Layer) -> bool:
-        """Whether a module of a foreign class is an activation; tried once per class, and never on torch's own."""
-        module = layer.module()
-        if module is None or type(module).__module__.startswith("torch.nn.modules"):
-            return False
-        if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
-            return False
-        if self._slopes.is_elementwise(module):
+    def _function(self, layer: _Layer) -> Elementwise | None:
+        """What an activation computes; a module of a foreign class is tried once, torch's own never."""
+        if layer.function is not False:
+            return layer.function
+        layer.function, module = None, layer.module()
+        if module is None:
+            return None
+        if layer.kind == "other":
+            plain = next(module.parameters(), None) is None and next(module.buffers(), None) is None
+            foreign = not type(module).__module__.startswith("torch.nn.modules")
+            if not (plain and foreign and self._slopes.is_elementwise(module)):
+                return None
             layer.kind = "activation"
-            return True
-        return False
+        layer.function = Elementwise.of_module(module)
+        layer.in_place = bool(getattr(module, "inplace", False))
+        return layer.function
 
     def _find_trunk(self, output: Any) -> None:
         """Which outputs every path from the model's output to its first parameters passes through."""
@@ -418,14 +432,16 @@ class LayerWatch:
             pieces.append(Piece("output_gradient", None, tuple(slots[i] for i in order), columns, table, scaled=True))
         units = [(t, row.units) for t, row in zip(tensors, rows, strict=True) if row.units is not None]
         if units:
-            parts: list[Tensor] = []
+            masks: list[Tensor] = []
+            counts: list[Tensor] = []
             layout: list[tuple[WatchedTensor, int, bool, int]] = []
             for tensor, reading in units:
                 layout.append((tensor, len(reading.alive), reading.saturated is not None, reading.elements))
-                parts.append(reading.alive.to(torch.float64 if reading.alive.device.type != "mps" else torch.float32))
+                masks.append(reading.alive)
                 if reading.saturated is not None:
-                    parts.append(reading.saturated.to(parts[-1].dtype).reshape(1))
+                    counts.append(reading.saturated.reshape(1))
             finish = functools.partial(self._windows.rows, layout)
-            pieces.append(Piece("units", None, (), (), joined(parts), finish=finish))
+            extra = joined(counts) if counts else None
+            pieces.append(Piece("units", None, (), (), joined(masks), finish=finish, extra=extra))
         self._rows = []
         return pieces

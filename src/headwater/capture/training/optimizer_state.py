@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -45,6 +44,7 @@ class OptimizerReader:
     def __init__(self, updates: Literal["sampled", "exact"] | None) -> None:
         self.updates = updates
         self._samples: dict[int, _Samples] = {}
+        self._plans: dict[int, _MomentPlan] = {}
         self._found: list[tuple[str, list[int], Tensor]] = []
 
     def before(self, inventory: Inventory, optimizer: Optimizer, held: set[int] | None) -> None:
@@ -63,6 +63,7 @@ class OptimizerReader:
         if samples is None or samples.key != key:
             held = held or {id(p) for group in optimizer.param_groups for p in group["params"]}
             members = [(i, p) for i, p in enumerate(tensors) if p is not None and id(p) in held and is_sampleable(p)]
+            self._plans.clear()
             samples = self._samples[id(optimizer)] = _Samples(key, members, self.updates == "exact")
         for _, sample in samples.parts:
             sample.snapshot()
@@ -79,9 +80,14 @@ class OptimizerReader:
             return
         for positions, sample in samples.parts:
             self._found.append(("update", positions, sample.ratios()))
-            moments = _second_moments(optimizer, positions, sample)
-            if moments is not None:
-                self._found.append(moments)
+            plan = self._plans.get(id(sample))
+            if plan is None or not plan.holds(optimizer, sample.tensors):
+                plan = self._plans[id(sample)] = _MomentPlan(optimizer, sample.tensors)
+            if plan.known:
+                device = sample.read_fraction.device
+                epsilon = _on([float(group["eps"]) for group in plan.groups], device)
+                table = sample.second_moments(plan.moments, plan.corrections(device), epsilon)
+                self._found.append(("second_moment", positions, table))
 
     def pieces(self, inventory: Inventory) -> list[Piece]:
         """What was read since the last call.
@@ -115,53 +121,56 @@ class OptimizerReader:
     def forget(self) -> None:
         """Let go of every tensor."""
         self._samples.clear()
+        self._plans.clear()
         self._found.clear()
 
 
-_group_of: weakref.WeakKeyDictionary[Optimizer, tuple[int, dict[int, dict[str, Any]]]] = weakref.WeakKeyDictionary()
+class _MomentPlan:
+    """Where the second moments of the sampled parameters are, for an optimizer of Adam's kind.
 
+    Attributes:
+        states: the optimizer's state of each parameter: as long as these are the same objects, so are the moments.
+        moments: ``exp_avg_sq`` of each.
+        groups: the parameter group of each.
+    """
 
-def _groups(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    size = sum(len(group["params"]) for group in optimizer.param_groups)
-    known = _group_of.get(optimizer)
-    if known is None or known[0] != size:
-        known = (size, {id(p): group for group in optimizer.param_groups for p in group["params"]})
-        _group_of[optimizer] = known
-    return known[1]
+    def __init__(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> None:
+        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self.states = [optimizer.state.get(t) for t in tensors]
+        self.groups = [group_of.get(id(t), {}) for t in tensors]
+        self.moments: list[Tensor] = []
+        self.known = bool(self.states)
+        for tensor, state, group in zip(tensors, self.states, self.groups, strict=True):
+            moment = None if state is None else state.get("exp_avg_sq")
+            if (
+                not isinstance(moment, Tensor)
+                or moment.shape != tensor.shape
+                or moment.stride() != tensor.stride()
+                or moment.device != tensor.device
+                or "step" not in (state or {})
+                or group.get("betas") is None
+                or group.get("eps") is None
+            ):
+                self.known = False
+                return
+            self.moments.append(moment)
 
+    def holds(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> bool:
+        """Whether the optimizer's state is still where it was (it moves when a checkpoint is loaded)."""
+        states = optimizer.state
+        return all(states.get(t) is s for t, s in zip(tensors, self.states, strict=True))
 
-def _second_moments(
-    optimizer: Optimizer, positions: Sequence[int], sample: ElementSample
-) -> tuple[str, list[int], Tensor] | None:
-    """Of an optimizer of Adam's kind: one with ``exp_avg_sq``, ``betas`` and ``eps``."""
-    groups = _groups(optimizer)
-    sources: list[Tensor] = []
-    steps: list[float | Tensor] = []
-    decays: list[float] = []
-    epsilons: list[float] = []
-    for tensor in sample.tensors:
-        state, group = optimizer.state.get(tensor) or {}, groups.get(id(tensor))
-        moment = state.get("exp_avg_sq")
-        if moment is None or group is None or moment.shape != tensor.shape or moment.stride() != tensor.stride():
-            return None
-        step, betas, epsilon = state.get("step"), group.get("betas"), group.get("eps")
-        if step is None or betas is None or epsilon is None:
-            return None
-        sources.append(moment)
-        steps.append(step)
-        decays.append(float(betas[1]))
-        epsilons.append(float(epsilon))
-    if not sources:
-        return None
-    device = sample.read_fraction.device
-    if any(isinstance(step, Tensor) and step.device.type != "cpu" for step in steps):  # capturable: counted there
-        counted = torch.stack([step.reshape(()) for step in steps if isinstance(step, Tensor)])
-        powers = torch.exp(counted.to(sample.read_fraction.dtype) * _on([math.log(d) for d in decays], device))
-        corrections = 1.0 - powers
-    else:
-        corrections = _on([1.0 - d ** float(t) for d, t in zip(decays, steps, strict=True)], device)
-    table = sample.second_moments(sources, corrections, _on(epsilons, device))
-    return "second_moment", list(positions), table
+    def corrections(self, device: torch.device) -> Tensor:
+        """1 - β₂ᵗ of each, shape (k,)."""
+        steps = [state["step"] for state in self.states if state is not None]
+        decays = [float(group["betas"][1]) for group in self.groups]
+        if any(isinstance(step, Tensor) and step.device.type != "cpu" for step in steps):  # capturable: counted there
+            counted = torch.stack([step.reshape(()) for step in steps])
+            logs = _on([math.log(decay) for decay in decays], device)
+            return 1.0 - torch.exp(counted.to(logs.dtype) * logs)
+        if all(isinstance(step, Tensor) for step in steps):
+            steps = torch.stack([step.reshape(()) for step in steps]).tolist()
+        return _on([1.0 - decay ** float(step) for decay, step in zip(decays, steps, strict=True)], device)
 
 
 def _on(numbers: Sequence[float], device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from headwater.capture._torch_compat import at_end_of_backward, in_backward
 from headwater.capture.names import Filter
-from headwater.capture.training.gradients import GradientReading, columns_of, read_table, versions
+from headwater.capture.training.gradients import GradientReading, Marks, columns_of, read_table, versions
 from headwater.capture.training.inventory import Inventory, gradient_of
 from headwater.capture.training.layers import LayerWatch
 from headwater.capture.training.loss_scale import ScaledSteps, current_scale
@@ -28,6 +28,7 @@ from headwater.records.step import RunEvent
 __all__ = ["Options", "Pair", "Receiver"]
 
 _SENTINELS = 4
+Gradients = tuple[list[int], list[Tensor]]  # positions in the inventory, and the gradients there
 _ADVICE = (
     "rows of parameters are complete; for activations train a few steps before torch.compile, or use headwater.measure"
 )
@@ -111,10 +112,11 @@ class _MicroHook:
         return (_Inert, ())
 
 
-def _forget(reader: weakref.ref[OptimizerReader], model: object) -> None:
-    found = reader()
-    if found is not None:
-        found.forget()
+def _forget(*references: Any) -> None:
+    for reference in references[:-1]:
+        found = reference()
+        if found is not None:
+            found.forget()
 
 
 class _Inert:
@@ -156,7 +158,9 @@ class Pair:
             )
         self._reader = OptimizerReader(options.updates)
         # The sample holds on to the parameters between steps: not longer than the model lives.
-        self._model = weakref.ref(model, functools.partial(_forget, weakref.ref(self._reader)))
+        self._model = weakref.ref(
+            model, functools.partial(_forget, weakref.ref(self._reader), weakref.ref(self.layers or self._reader))
+        )
         self.scaler = scaler
         self.step = 0
         self.recording = self.sampling = False
@@ -242,7 +246,7 @@ class Pair:
     # ---------------------------------------------------------------- preparing a step
 
     def _clear(self) -> None:
-        self._marks: dict[int, tuple[int, int]] | None = None  # gradient identities and versions after the backward
+        self._marks: Marks | None = None  # gradient identities and versions after the backward
         self._pre: GradientReading | None = None
         self._post: GradientReading | None = None
         self._in_step = False
@@ -344,13 +348,9 @@ class Pair:
     def _accumulated(self, parameter: Tensor) -> None:
         self._queued = True
         if self._marks is not None:
-            mark = self._marks.get(id(parameter))
+            # Added to the gradient of before it is the same tensor, one version on.
             gradient = parameter.grad
-            if (
-                mark is not None
-                and gradient is not None
-                and (id(gradient), gradient._version) != (mark[0], mark[1] + 1)
-            ):
+            if gradient is not None and (id(gradient), gradient._version - 1) not in self._marks:
                 self._dropped()
         at_end_of_backward(_Hook(self, "_guarded_end_of_backward"))
 
@@ -380,28 +380,21 @@ class Pair:
         self._backwards += 1
         if self.layers is not None and self.sampling:
             self.layers.end_of_backward(self.inventory)
-        found = self._gradients()
-        self._marks = versions(found)
+        found = self.inventory.gradients()
+        self._marks = versions(found[1])
         if self.options.micro:
             self._micro_row()
         # With accumulation only the last backward counts: as many as the last recorded step had. Should it be another one,
         # the gradients are read when the optimizer steps, if nothing has changed them until then.
         if self._in_step or self._backwards >= self._expected_backwards:
-            self._pre = self._read(found, scaled=True)
+            self._pre = self._read(found, scaled=True, marks=self._marks)
 
-    def _gradients(self, wanted: set[int] | None = None) -> list[tuple[int, Tensor, Tensor]]:
-        found = []
-        for position, parameter in enumerate(self.inventory.tensors()):
-            gradient = gradient_of(parameter)
-            if gradient is not None and parameter is not None and (wanted is None or id(parameter) in wanted):
-                found.append((position, parameter, gradient))
-        return found
-
-    def _read(self, found: Sequence[tuple[int, Tensor, Tensor]], *, scaled: bool) -> GradientReading:
+    def _read(self, found: Gradients, *, scaled: bool, marks: Marks | None = None) -> GradientReading:
+        positions, gradients = found
         return GradientReading(
-            positions=[f[0] for f in found],
-            table=read_table([f[2] for f in found], self.options.tier),
-            marks=versions(found),
+            positions=positions,
+            table=read_table(gradients, self.options.tier),
+            marks=versions(gradients) if marks is None else marks,
             scaled=scaled,
         )
 
@@ -416,9 +409,10 @@ class Pair:
             self._look_again()
         if len(self.optimizers) > 1 and in_backward():
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            found = self._gradients(held)
-            if found:
-                self._parts.append(self._read(found, scaled=False))
+            tensors = self.inventory.tensors()
+            own = [(i, g) for i, p in enumerate(tensors) if id(p) in held and (g := gradient_of(p)) is not None]
+            if own:
+                self._parts.append(self._read(([i for i, _ in own], [g for _, g in own]), scaled=False))
             self._reader.before(self.inventory, optimizer, held)
             return
         self._in_step = True
@@ -436,7 +430,7 @@ class Pair:
 
     def _compare_with_backward(self, optimizer: Optimizer) -> None:
         """Settle which gradient was read, and read what is missing."""
-        found = self._gradients()
+        found = self.inventory.gradients()
         scale, infinity = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
         fused = isinstance(scale, Tensor)
         if isinstance(infinity, Tensor):
@@ -445,16 +439,15 @@ class Pair:
             self._scale = scale.detach().clone().reshape(()) if scale.device.type != "cpu" else float(scale)
         elif self.scaler is not None:
             self._scale = current_scale(self.scaler)
-        now = versions(found)
-        unchanged = self._marks is not None and now == self._marks
+        now = versions(found[1])
         if self._pre is not None and self._pre.marks == now:
             pass
         elif self._pre is not None and self._pre.marks == self._marks:
-            self._post = self._read(found, scaled=fused)
-        elif unchanged:
-            self._pre = self._read(found, scaled=fused)
+            self._post = self._read(found, scaled=fused, marks=now)
+        elif self._marks == now:
+            self._pre = self._read(found, scaled=fused, marks=now)
         else:
-            self._post, self._pre = self._read(found, scaled=fused), None
+            self._post, self._pre = self._read(found, scaled=fused, marks=now), None
         self._expected_backwards = max(1, self._backwards)
 
     def _after_step(self, optimizer: Optimizer) -> None:
@@ -501,11 +494,11 @@ class Pair:
             self._pre = self._closure_calls[0][1]
             self._closure_calls = []
             return
-        found = self._gradients()
+        found = self.inventory.gradients()
         if reading is None:
-            if found:
+            if found[0]:
                 self._post = self._read(found, scaled=False)
-        elif versions(found) != reading.marks:
+        elif versions(found[1]) != reading.marks:
             self._post = self._read(found, scaled=False)
 
     # ---------------------------------------------------------------- skipped by a scaler
@@ -533,7 +526,7 @@ class Pair:
         self._scale = current_scale(self.scaler)
         raw = self._raw()
         raw.skipped = "amp"
-        self._add_gradients(raw, self._pre or self._read(self._gradients(), scaled=False), None)
+        self._add_gradients(raw, self._pre or self._read(self.inventory.gradients(), scaled=False), None)
         self._finish(raw)
 
     # ---------------------------------------------------------------- the row
@@ -602,13 +595,16 @@ class Pair:
             self._clipped = True
             watched = self.inventory.watched(after.positions)
             raw.pieces.append(Piece("gradient", "post_clip", watched, columns, after.table, after.scaled))
-        seen = set((after or before).positions) if after is not None or before is not None else set()  # type: ignore[union-attr]
+        reading = after or before
+        seen = [] if reading is None else reading.positions
         if seen:
             self.observed_anything = True
-        for position, tracked in enumerate(self.inventory.tracked):
-            if position not in seen and tracked.watched.trainable:
-                raw.missing[tracked.watched.name] = "none"
-        raw.missing |= self.inventory.excluded
+        if len(seen) < len(self.inventory.tracked):
+            there = set(seen)
+            for position, tracked in enumerate(self.inventory.tracked):
+                if position not in there and tracked.watched.trainable:
+                    raw.missing[tracked.watched.name] = "none"
+        raw.missing.update(self.inventory.excluded)
 
     def _finish(self, raw: RawStep) -> None:
         """Close the row, and on to the next step."""
@@ -670,8 +666,8 @@ class Pair:
         last = self.step - 1
         if self._clipped or self.scaler is not None or last <= self._last_recorded or not self.schedule.contains(last):
             return None
-        found = [] if self._marks is not None else self._gradients()
-        if not found:
+        found = self.inventory.gradients()
+        if not found[0] or self._marks is not None:
             return None
         reading = self._read(found, scaled=False)
         # All zeros: zero_grad(set_to_none=False) came after the step.

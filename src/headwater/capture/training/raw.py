@@ -14,7 +14,7 @@ from headwater.records.step import STATISTICS_COLUMNS, Block, GradientPhase, Qua
 __all__ = ["Piece", "RawStep", "record_of"]
 
 Rows = list[list[float]]
-Finish = Callable[[Tensor], tuple[tuple[WatchedTensor, ...], tuple[str, ...], Rows]]
+Finish = Callable[[Tensor, Tensor | None], tuple[tuple[WatchedTensor, ...], tuple[str, ...], Rows]]
 
 
 @dataclass(slots=True)
@@ -27,6 +27,7 @@ class Piece:
         tensors: of the rows.
         columns: of each row.
         table: shape (k, columns), or whatever ``finish`` takes as rows; on any device.
+        extra: further numbers that ``finish`` takes.
         scaled: whether it is still multiplied by the loss scale of the step.
         finish: makes tensors, columns and rows out of the table, where they are not simply its own.
     """
@@ -38,6 +39,7 @@ class Piece:
     table: Tensor
     scaled: bool = False
     finish: Finish | None = None
+    extra: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -100,12 +102,15 @@ class RawStep:
 
     def _tensors(self) -> list[Tensor]:
         loose = (self.loss, self.learning_rate, self.loss_scale, self.found_infinity, *self.scalars.values())
-        return [piece.table for piece in self.pieces] + [t for t in loose if isinstance(t, Tensor)]
+        tables = [table for piece in self.pieces for table in (piece.table, piece.extra) if table is not None]
+        return tables + [t for t in loose if isinstance(t, Tensor)]
 
     def _replace(self, old: Tensor, new: Tensor) -> None:
         for piece in self.pieces:
             if piece.table is old:
                 piece.table = new
+            if piece.extra is old:
+                piece.extra = new
         for name in ("loss", "learning_rate", "loss_scale", "found_infinity"):
             if getattr(self, name) is old:
                 setattr(self, name, new)
@@ -133,7 +138,7 @@ def record_of(raw: RawStep) -> StepRecord:
     scale = number(raw.loss_scale)
     for piece in raw.pieces:
         if piece.finish is not None:
-            tensors, columns, rows = piece.finish(piece.table)
+            tensors, columns, rows = piece.finish(piece.table, piece.extra)
         else:
             tensors, columns, rows = piece.tensors, piece.columns, piece.table.tolist()
         if piece.scaled:

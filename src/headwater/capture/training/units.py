@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwater.capture.slopes import DEAD_SLOPE, SATURATED_SLOPE, Elementwise, SlopeReader
 from headwater.records.step import WatchedTensor
@@ -39,13 +39,14 @@ class UnitReading:
 
 @torch.no_grad()
 def read_units(
-    reader: SlopeReader, module: nn.Module, x: Any, y: Tensor, *, channels_first: bool
+    reader: SlopeReader, function: Elementwise, in_place: bool, x: Any, y: Tensor, *, channels_first: bool
 ) -> UnitReading | None:
     """Look at one call of an activation.
 
     Args:
         reader: what is known about each function.
-        module: an activation.
+        function: the activation.
+        in_place: whether it overwrites its input.
         x: its first argument.
         y: its output.
         channels_first: whether dimension 1 holds the units of an output with more than two dimensions.
@@ -56,14 +57,13 @@ def read_units(
     """
     if y.numel() == 0 or y.dim() < 2 or y.is_complex() or not y.is_floating_point():
         return None
-    function = Elementwise.of_module(module)
-    if function is None or (function.device is not None and function.device.type != "cpu"):
+    if function.device is not None and function.device.type != "cpu":
         return None
     units_last = y.dim() > 2 and not channels_first
     if function.name == "relu":
         slope, limit = y.detach(), 0.0
     else:
-        if function.name is None and (getattr(module, "inplace", False) or not isinstance(x, Tensor)):
+        if function.name is None and (in_place or not isinstance(x, Tensor)):
             return None
         if function.name is None and x.shape != y.shape:
             return None
@@ -87,35 +87,34 @@ class UnitWindows:
         masks: by the layer's name.
     """
 
-    masks: dict[str, deque[Tensor]] = field(default_factory=dict)
+    masks: dict[str, deque[tuple[int, int]]] = field(default_factory=dict)
 
     def rows(
-        self, layers: Sequence[tuple[WatchedTensor, int, bool, int]], flat: Tensor
+        self, layers: Sequence[tuple[WatchedTensor, int, bool, int]], masks: Tensor, saturated: Tensor | None
     ) -> tuple[tuple[WatchedTensor, ...], tuple[str, ...], list[list[float]]]:
         """The block of one sampled step.
 
         Args:
-            layers: (layer, number of units, whether a saturated count follows its mask, elements of the output).
-            flat: the masks and counts, one after the other, in main memory.
+            layers: (layer, number of units, whether there is a saturated count, elements of the output).
+            masks: of all layers, one after the other, in main memory.
+            saturated: the counts, in the same order.
 
         Returns:
             Layers, columns and rows.
         """
+        flags = bytes(map(int, masks.tolist()))  # a byte per unit, 1 for alive: their OR is that of two large integers
+        counts = iter([] if saturated is None else saturated.tolist())
         rows: list[list[float]] = []
         start = 0
         for layer, units, has_saturated, elements in layers:
             window = self.masks.setdefault(layer.name, deque(maxlen=WINDOW_STEPS))
-            mask = flat[start : start + units] > 0
-            start += units
-            if window and window[-1].shape != mask.shape:
+            if window and window[-1][1] != units:
                 window.clear()
-            window.append(mask)
-            alive = window[0]
-            for other in list(window)[1:]:
-                alive = alive | other
-            saturated = float("nan")
-            if has_saturated:
-                saturated = float(flat[start]) / max(1, elements)
-                start += 1
-            rows.append([float(units), float(units - int(alive.sum())), saturated, float(len(window))])
+            window.append((int.from_bytes(flags[start : start + units], "little"), units))
+            start += units
+            alive = 0
+            for mask, _ in window:
+                alive |= mask
+            share = float(next(counts)) / max(1, elements) if has_saturated else float("nan")
+            rows.append([float(units), float(units - alive.bit_count()), share, float(len(window))])
         return tuple(layer for layer, *_ in layers), UNIT_COLUMNS, rows

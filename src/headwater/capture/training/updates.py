@@ -43,34 +43,32 @@ class ElementSample:
         padding = torch.zeros(self.width, dtype=dtype, device=first.device)
         self._pads = [padding[: self.width - n] for n in self.counts]
         self._before: Tensor | None = None
-        self._views: list[Tensor] = []
+        self._own_parts: list[Tensor] = []
         self._pointers: list[int] = []
+        self._moment_parts: list[Tensor] = []
+        self._moments: list[Tensor] = []
         read = [n / max(1, size) for n, size in zip(self.counts, sizes, strict=True)]
         self.read_fraction = torch.tensor(read, dtype=torch.float64).to(first.device)
         self._count = torch.tensor([max(1, n) for n in self.counts], dtype=torch.float64).to(first.device)
 
-    def _elements(self, sources: Sequence[Tensor], views: Sequence[Tensor] | None = None) -> Tensor:
-        pieces: list[Tensor] = []
-        for view, pad in zip(views or self._sampled(sources), self._pads, strict=True):
-            pieces.append(view)
+    def _parts(self, sources: Sequence[Tensor]) -> list[Tensor]:
+        """The sampled elements of each source as a view, each followed by its padding."""
+        parts: list[Tensor] = []
+        for source, n, stride, pad in zip(sources, self.counts, self.strides, self._pads, strict=True):
+            parts.append(source.detach().as_strided((n,), (stride,), source.storage_offset()))
             if pad.numel():
-                pieces.append(pad)
-        return torch.cat(pieces).to(self._dtype).view(len(self.counts), self.width)
+                parts.append(pad)
+        return parts
 
-    def _sampled(self, sources: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            source.as_strided((n,), (stride,))
-            if source.is_contiguous() and source.storage_offset() == 0
-            else source.as_strided((n,), (stride,), source.storage_offset())
-            for source, n, stride in zip(sources, self.counts, self.strides, strict=True)
-        ]
+    def _matrix(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts).to(self._dtype).view(len(self.counts), self.width)
 
-    def _own_views(self) -> list[Tensor]:
+    def _own(self) -> Tensor:
         # A parameter whose .data was replaced lies elsewhere.
         pointers = [t.data_ptr() for t in self.tensors]
         if pointers != self._pointers:
-            self._views, self._pointers = self._sampled([t.detach() for t in self.tensors]), pointers
-        return self._views
+            self._own_parts, self._pointers = self._parts(self.tensors), pointers
+        return self._matrix(self._own_parts)
 
     def held_bytes(self) -> int:
         """Memory held: the elements as they were before the step, padding, counts."""
@@ -79,7 +77,7 @@ class ElementSample:
     @torch.no_grad()
     def snapshot(self) -> None:
         """Keep the elements as they are before the step."""
-        self._before = self._elements(self.tensors, self._own_views())
+        self._before = self._own()
 
     @torch.no_grad()
     def ratios(self) -> Tensor:
@@ -91,7 +89,7 @@ class ElementSample:
         """
         assert self._before is not None, "snapshot() comes first"
         before = torch.linalg.vector_norm(self._before, dim=1)
-        moved = torch.linalg.vector_norm(self._elements(self.tensors, self._own_views()).sub_(self._before), dim=1)
+        moved = torch.linalg.vector_norm(self._own().sub_(self._before), dim=1)
         self._before = None
         ratio = torch.where(moved == 0.0, moved, moved / before).to(self.read_fraction.dtype)
         return torch.stack([ratio, self.read_fraction], dim=1)
@@ -108,11 +106,14 @@ class ElementSample:
         Returns:
             Shape (k, 3): √mean(v̂), eps, share of the elements with √v̂ < eps.
         """
-        table = self._elements(sources).double() if self._device.type != "mps" else self._elements(sources)
-        corrected = table / corrections.clamp_min(1e-300 if table.dtype == torch.float64 else 1e-30)[:, None]
-        mean = corrected.sum(1) / self._count
-        below = (corrected < epsilon.square()[:, None]).sum(1) - (self.width - self._count)  # padding is always below
-        below = torch.where(epsilon > 0, below, (corrected < 0).sum(1).to(below.dtype))
+        if len(sources) != len(self._moments) or any(a is not b for a, b in zip(sources, self._moments, strict=True)):
+            self._moments, self._moment_parts = list(sources), self._parts(sources)
+        table = self._matrix(self._moment_parts)
+        corrections = corrections.clamp_min(1e-30)
+        mean = table.sum(1, dtype=corrections.dtype) / (corrections * self._count)
+        limit = (epsilon.square() * corrections).to(table.dtype)
+        # Padding is zero, and so below every eps but 0.
+        below = (table < limit[:, None]).sum(1) - torch.where(limit > 0.0, self.width - self._count, 0.0)
         return torch.stack([mean.sqrt(), epsilon, below / self._count], dim=1)
 
 
