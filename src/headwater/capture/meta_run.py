@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 import weakref
@@ -18,10 +17,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from headwater.capture._torch_compat import OperationMode, functions_unseen, memory_key, truncated_normal_on_meta
 from headwater.capture.graph import walk
 from headwater.capture.loss_run import LossRun
+from headwater.capture.meta_model import (
+    batch_dimension_of,
+    draw_truncated,
+    initialise_late,
+    input_twins,
+    law_of_values,
+    model_on_meta,
+    silent_initialisers_heard,
+)
 from headwater.capture.names import ROOT, clean_names
 from headwater.capture.parameters import NamedParameter, list_parameters
 from headwater.capture.recorder import Call, Recorder, Row
-from headwater.capture.recurrent_on_meta import PredictedTimes, StateOverTime, gate_laws, recurrences_followed
+from headwater.capture.recurrent_on_meta import PredictedTimes, StateOverTime, recurrences_followed
 from headwater.capture.session import _Naming, _owners, _scalar
 from headwater.capture.tensors import tensors_in
 from headwater.capture.trunk import Trunk, find_trunk
@@ -29,7 +37,7 @@ from headwater.errors import NothingObservedError
 from headwater.records import LayerKind, Statistics
 from headwater.records.profile import LossSource, TrunkKind
 from headwater.theory.assumptions import about_values
-from headwater.theory.forecast import SAMPLES_ALONG_TIME, Engine, Known, Law, Signal, Source, axes_of_shape
+from headwater.theory.forecast import SAMPLES_ALONG_TIME, Engine, Known, Law, Signal, Source
 
 __all__ = ["Moments", "PredictedLayer", "PredictedParameter", "Prediction", "predict_run"]
 
@@ -257,151 +265,7 @@ def _half_log10(square: float) -> float:
     return 0.5 * math.log10(square) if square > 0.0 else -math.inf
 
 
-# -------------------------------------------------------------------- the model on the meta device
-
-
-def _draw_truncated(tensor: Tensor, mean: float, std: float, a: float, b: float) -> None:
-    """Give a meta tensor the mean and variance of N(mean, std²) cut to [a, b]."""
-    if std <= 0.0:
-        with torch.no_grad():
-            tensor.fill_(mean)
-        return
-    z = torch.linspace(max(-9.0, (a - mean) / std), min(9.0, (b - mean) / std), 20001, dtype=torch.float64)
-    weight = torch.exp(-0.5 * z * z)
-    weight = weight / weight.sum()
-    centre = float((weight * z).sum())
-    centre = 0.0 if abs(centre) < 1e-9 else centre
-    spread = float((weight * (z - centre) ** 2).sum()) ** 0.5
-    with torch.no_grad():
-        tensor.normal_(mean + std * centre, std * spread)
-
-
-def _orthogonal(tensor: Tensor, gain: float = 1.0, generator: Any = None) -> Tensor:
-    # min(rows, columns) rows of length gain² share rows · columns entries.
-    rows, columns = tensor.shape[0], tensor.numel() // tensor.shape[0]
-    with torch.no_grad():
-        return tensor.normal_(0.0, gain / math.sqrt(max(rows, columns)))
-
-
-def _sparse(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Any = None) -> Tensor:
-    with torch.no_grad():
-        return tensor.normal_(0.0, std * math.sqrt(1.0 - sparsity))
-
-
-def _dirac(tensor: Tensor, groups: int = 1) -> Tensor:
-    # A permutation, taken as random entries of the same mean square.
-    ones = min(tensor.shape[0], tensor.shape[1] * groups)
-    with torch.no_grad():
-        return tensor.normal_(0.0, math.sqrt(ones / tensor.numel()))
-
-
-@contextmanager
-def _silent_initialisers_heard() -> Iterator[None]:
-    """Torch's ``orthogonal_``, ``sparse_`` and ``dirac_`` may do nothing on meta tensors: their law is recorded instead."""
-    laws: dict[str, Callable[..., Tensor]] = {"orthogonal_": _orthogonal, "sparse_": _sparse, "dirac_": _dirac}
-    originals = {name: getattr(nn.init, name) for name in laws}
-
-    def replacement(name: str) -> Callable[..., Tensor]:
-        def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            function = laws[name] if tensor.is_meta else originals[name]
-            return function(tensor, *args, **kwargs)
-
-        return call
-
-    try:
-        for name in laws:
-            setattr(nn.init, name, replacement(name))
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(nn.init, name, original)
-
-
-def _initialise_late(model: nn.Module) -> None:
-    """Run the initialisers of a model that skips them under ``torch.device("meta")``, as transformers' models do."""
-    method = getattr(model, "initialize_weights", None)
-    if callable(method) and callable(getattr(model, "_init_weights", None)):
-        method()
-        return
-    for child in model.children():
-        _initialise_late(child)
-
-
-def _law_of_values(value: Tensor) -> Law | Known:
-    """A parameter's law: a constant, or mean and variance; a mean that sampling explains counts as 0."""
-    axes = axes_of_shape(value.shape)
-    x = value.detach()
-    n = x.numel()
-    if not x.is_floating_point() or n == 0:
-        return Known(axes, x)
-    chunks = x.reshape(-1).split(1 << 22)
-    total = math.fsum(float(c.double().sum()) for c in chunks)
-    square = math.fsum(float(c.double().square().sum()) for c in chunks) / n
-    mean = total / n
-    variance = max(0.0, square - mean**2)
-    if variance <= 1e-12 * mean**2:
-        return Law(axes, mean, 0.0)
-    if mean**2 <= 16.0 * variance / n:
-        return Law(axes, 0.0, square)
-    return Law(axes, mean, variance)
-
-
-def _on_meta(model: nn.Module, engine: Engine) -> nn.Module:
-    """A twin of a materialised model without values; what they were is told to the engine."""
-    memo: dict[int, Any] = {}
-    found: list[tuple[Tensor, Law | Known]] = []
-    by_gate: dict[int, Law] = {}
-    for module in model.modules():
-        by_gate |= gate_laws(module, _law_of_values)
-    for p in model.parameters():
-        twin = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        memo[id(p)] = twin
-        found.append((twin, by_gate.get(id(p)) or _law_of_values(p)))
-    for b in model.buffers():
-        twin_buffer = torch.empty_like(b, device="meta")
-        memo[id(b)] = twin_buffer
-        found.append((twin_buffer, Known(axes_of_shape(b.shape), b.detach().cpu())))
-    twin_model = copy.deepcopy(model, memo)
-    for tensor, thing in found:
-        engine.remember(tensor, thing)
-    for module in twin_model.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor) and not value.is_meta:  # a tensor that is no buffer
-                meta = torch.empty_like(value, device="meta")
-                engine.remember(meta, Known(axes_of_shape(value.shape), value.detach().cpu()))
-                setattr(module, name, meta)
-    return twin_model
-
-
-def _input_twins(
-    value: Any, engine: Engine, batch_dimension: int, moments: tuple[float, float], always: bool = False
-) -> Any:
-    if isinstance(value, Tensor):
-        shape = value.shape
-        kinds: list[Any] = ["unknown"] * len(shape)
-        sequence = len(shape) >= 2 if always else len(shape) >= 3 and value.is_floating_point()
-        dimension = batch_dimension if sequence else 0
-        if len(shape) > 0:
-            kinds[dimension] = "sample"
-        axes = axes_of_shape(shape, kinds)
-        twin = torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
-        if value.is_meta:
-            engine.remember(twin, Law(axes, moments[0], max(0.0, moments[1] - moments[0] ** 2)))
-        else:
-            engine.remember(twin, Known(axes, value.detach().cpu()))
-        return twin
-    if isinstance(value, Mapping):
-        return type(value)({k: _input_twins(v, engine, batch_dimension, moments, always) for k, v in value.items()})  # type: ignore[call-arg]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_input_twins(v, engine, batch_dimension, moments, always) for v in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_input_twins(v, engine, batch_dimension, moments, always) for v in value)
-    return value
-
-
-def _batch_dimension(model: nn.Module) -> int:
-    firsts = [m.batch_first for m in model.modules() if isinstance(getattr(m, "batch_first", None), bool)]
-    return 1 if firsts and not any(firsts) else 0
+# -------------------------------------------------------------------- the run
 
 
 @contextmanager
@@ -455,26 +319,26 @@ def _predict_run(
     engine = Engine(memory_key)
     mode = _Following(engine)
     if isinstance(model, nn.Module):
-        twin = _on_meta(model, engine)
+        twin = model_on_meta(model, engine)
     else:
-        with truncated_normal_on_meta(_draw_truncated), _silent_initialisers_heard(), mode, _quiet():
+        with truncated_normal_on_meta(draw_truncated), silent_initialisers_heard(), mode, _quiet():
             with torch.device("meta"):
                 twin = model()
-            _initialise_late(twin)
+            initialise_late(twin)
         given = list(twin.parameters())
         if given and not any(p.is_meta for p in given):  # a function that gives a ready model
-            model, twin = twin, _on_meta(twin, engine)
+            model, twin = twin, model_on_meta(twin, engine)
     if callable(inputs):
         inputs = inputs(twin)
     first = next((t for _, t in tensors_in(inputs)), None)
     if samples_along is None:
-        batch_dimension = _batch_dimension(twin)
+        batch_dimension = batch_dimension_of(twin)
         dimension = batch_dimension if first is not None and first.dim() >= 3 and first.is_floating_point() else 0
     else:
         batch_dimension = dimension = samples_along
     engine.samples = first.shape[dimension] if first is not None and first.dim() > 0 else 1
-    meta_inputs = _input_twins(inputs, engine, batch_dimension, input_moments, samples_along is not None)
-    meta_targets = _input_twins(targets, engine, batch_dimension, input_moments)
+    meta_inputs = input_twins(inputs, engine, batch_dimension, input_moments, samples_along is not None)
+    meta_targets = input_twins(targets, engine, batch_dimension, input_moments)
     run = LossRun(meta_inputs, meta_targets, loss_fn, None)
     names = clean_names(twin)
     recorder = _MomentRecorder(names, engine.samples, engine)
@@ -589,7 +453,7 @@ def _parameter(
     gradient = gradients.get(id(parameter.tensor))
     law = engine.look_up(parameter.tensor)
     if isinstance(law, Known) and law.value.numel():
-        law = _law_of_values(law.value)
+        law = law_of_values(law.value)
     moments, lost = (None, None) if gradient is None else moments_of(engine.look_up(gradient))
     return PredictedParameter(
         name=parameter.name,
