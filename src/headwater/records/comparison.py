@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEPARTURE", "Comparison", "ComparisonRow", "compare_forecast"]
 
-DEPARTURE = "HW601"
+DEPARTURE = "HW701"
 """Code of the finding that layers leave the band."""
 
 # Chosen by us.
@@ -68,7 +68,7 @@ class Comparison(Saved):
         weight_error_decades: the same over the parameters' gradients, absolute; NaN without any.
         outside: trunk layers that leave the band, the one nearest the loss first.
         unmatched: measured layers without a forecast.
-        findings: one (HW601, a warning) when trunk layers leave the band: from which layer on, by how much, what may be
+        findings: one (HW701, a warning) when trunk layers leave the band: from which layer on, by how much, what may be
             the cause and what to try; empty otherwise.
     """
 

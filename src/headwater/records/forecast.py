@@ -326,7 +326,7 @@ class Forecast(Saved):
         """Hold the forecast against a measurement of the same architecture.
 
         Where the profile is over several draws, their mean of log10 rms is compared; else the one measured. Trunk layers
-        that leave the band are a finding (HW601) with what may be the cause.
+        that leave the band are a finding (HW701) with what may be the cause.
 
         Args:
             profile: from ``measure``.

@@ -46,7 +46,7 @@ def test_weights_unlike_their_law_are_named_with_their_factor() -> None:
         model[4].weight.mul_(2.0)
     comparison = predict(make, x, y, F.cross_entropy).compare(hw.measure(model, x, y, F.cross_entropy))
     finding = finding_of(comparison)
-    assert (finding.code, finding.severity, finding.verdict) == ("HW601", Severity.WARNING, None)
+    assert (finding.code, finding.severity, finding.verdict) == ("HW701", Severity.WARNING, None)
     # The gradient doubles on its way through layer 4: layer 3 and all below are off by log10 2 = 0.3 decades.
     assert comparison.outside == ("3", "2", "1", "0")
     assert "1 parameter differs in rms from the initial law that the forecast used (most: 4.weight ×2" in finding.cause
