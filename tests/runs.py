@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -322,6 +323,27 @@ def spiking(depth: int = 6, last: int = 200, at: int = 100, which: int = 3) -> F
         RunEvent(kind="detached", step=last, time=START + last * SECONDS_PER_STEP, message="Watching ended."),
     )
     run.name = "spiking"
+    return run
+
+
+def two_models() -> FormulaRun:
+    """A generator of four layers and a discriminator of three; a spike in the generator's third layer at step 100."""
+    run = spiking(at=100, which=2)
+    run.tensors = tuple(
+        dataclasses.replace(t, group=group, name=f"{group}.{t.name}", layer=t.layer and f"{group}.{t.layer}")
+        for group, depth in (("G", 4), ("D", 3))
+        for t in stack(depth)
+    )
+    usual = run.formulas["gradient"]
+
+    def gradient(tensor: WatchedTensor, step: int) -> float | None:
+        # spiking() knows a layer by its order, which both models use: only the generator's may spike.
+        return usual(tensor, step if tensor.group == "G" or step != 100 else 99)
+
+    run.formulas = {**run.formulas, "gradient": gradient}
+    run.groups = ("G", "D")
+    run.findings = tuple(dataclasses.replace(f, where=("G.layers.2.weight",)) for f in run.findings)
+    run.name = "two models"
     return run
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "RunSummary",
     "Spike",
     "WatchedWeight",
+    "in_order",
     "is_finished",
     "observed_log10",
     "overhead_of",
@@ -56,15 +57,17 @@ class RunOverhead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoursePoint:
-    """One moment of a run, of at most 200.
+    """One moment of a run, of about 200.
 
     Attributes:
+        group: name of the model/optimizer pair; empty when there is only one.
         step: the optimizer step.
         loss: when given.
         gradient_norm_log10: log10 of the l2 norm of the whole gradient before clipping.
         learning_rate: of the optimizer's first group.
     """
 
+    group: str = ""
     step: int
     loss: float | None = None
     gradient_norm_log10: float | None = None
@@ -99,10 +102,12 @@ class Spike:
     """Who made a step's gradient large.
 
     Attributes:
+        group: name of the model/optimizer pair; empty when there is only one.
         step: at which a spike was found.
-        contributors: parameter and its share of the squared norm of the whole gradient, largest first, at most 10.
+        contributors: parameter and its share of the squared norm of the gradient of the group, largest first, at most 10.
     """
 
+    group: str = ""
     step: int
     contributors: tuple[tuple[str, float], ...]
 
@@ -125,7 +130,7 @@ class RunSummary(Saved):
         events: at most 200, in order.
         event_count: how many there were.
         weights: parameters in execution order (weights alone, unless there are none).
-        course: loss and gradient norm, at most 200 moments.
+        course: loss and gradient norm, about 200 moments, one group after the other.
         spikes: top contributors at the steps at which a spike was found, at most 8.
         overhead: what watching cost.
         observed: trainable parameters whose gradient was recorded at the last step.
@@ -274,19 +279,24 @@ def overhead_of(metadata: Mapping[str, Any]) -> RunOverhead:
 
 
 def _course(steps: Sequence[RecordedStep]) -> tuple[CoursePoint, ...]:
-    """Evenly chosen rows of the first group, the first and the last among them."""
-    rows = [row for row in steps if row.group == steps[0].group]
-    count = min(len(rows), _COURSE_POINTS)
-    chosen = sorted({round(i * (len(rows) - 1) / max(1, count - 1)) for i in range(count)})
-    return tuple(
-        CoursePoint(
-            step=rows[i].step,
-            loss=rows[i].loss,
-            gradient_norm_log10=rows[i].gradient_norm_log10,
-            learning_rate=rows[i].learning_rate,
-        )
-        for i in chosen
-    )
+    """Evenly chosen rows of every group, the first and the last of each among them."""
+    groups = list(dict.fromkeys(row.group for row in steps))
+    points = []
+    for group in groups:
+        rows = [row for row in steps if row.group == group]
+        count = min(len(rows), max(2, _COURSE_POINTS // len(groups)))
+        for i in sorted({round(k * (len(rows) - 1) / max(1, count - 1)) for k in range(count)}):
+            row = rows[i]
+            points.append(
+                CoursePoint(
+                    group=group,
+                    step=row.step,
+                    loss=row.loss,
+                    gradient_norm_log10=row.gradient_norm_log10,
+                    learning_rate=row.learning_rate,
+                )
+            )
+    return tuple(points)
 
 
 def weights_first(tensors: Iterable[WatchedTensor]) -> list[WatchedTensor]:
@@ -311,11 +321,31 @@ def rms_matrix(run: RunSource, quantity: Quantity, max_columns: int) -> Statisti
         max_columns: of the matrix.
 
     Returns:
-        The matrix, -inf for exactly zero; of parameters, only those of :func:`weights_first`.
+        The matrix in execution order, -inf for exactly zero; of parameters, only those of :func:`weights_first`.
     """
     of_layers = quantity in ("activation", "output_gradient")
     names = None if of_layers else [tensor.name for tensor in weights_first(run.tensors)]
-    return run.matrix(quantity, "rms_log10", tensors=names, max_columns=max_columns)
+    return in_order(run.matrix(quantity, "rms_log10", tensors=names, max_columns=max_columns))
+
+
+def in_order(found: StatisticMatrix) -> StatisticMatrix:
+    """Put the rows in execution order, one model after the other.
+
+    Args:
+        found: a matrix.
+
+    Returns:
+        The same numbers.
+    """
+    tensors = found.tensors
+    groups = {tensor.group: i for i, tensor in reversed(list(enumerate(tensors)))}
+    order = sorted(range(len(tensors)), key=lambda i: (groups[tensors[i].group], tensors[i].order, i))
+    return StatisticMatrix(
+        tensors=tuple(tensors[i] for i in order),
+        steps=found.steps,
+        values=tuple(found.values[i] for i in order),
+        stride=found.stride,
+    )
 
 
 def _weights(run: RunSource) -> tuple[WatchedWeight, ...]:
@@ -348,12 +378,17 @@ def _evenly(values: Sequence[float | None], count: int) -> tuple[float | None, .
 
 
 def _spikes(run: RunSource, findings: Iterable[Finding]) -> tuple[Spike, ...]:
-    """Top contributors at the steps of findings whose defect is a spike or an explosion."""
+    """Top contributors at the steps of findings whose defect is a spike, for the models that the finding is about."""
     recorded = set(run.steps)
-    found = [f.step for f in findings if "spike" in f.defect.lower() and f.step in recorded]
+    groups = {tensor.name: tensor.group for tensor in run.tensors}
+    wanted: dict[tuple[int, str], None] = {}
+    for finding in findings:
+        if "spike" in finding.defect.lower() and finding.step is not None and finding.step in recorded:
+            named = {groups[name] for name in finding.where if name in groups}
+            wanted.update({(finding.step, group): None for group in run.groups if group in (named or run.groups)})
     spikes = []
-    for step in list(dict.fromkeys(step for step in found if step is not None))[:_SPIKES]:
-        shares = [pair for group in run.groups for pair in run.top_contributors(step, group)]
-        if shares:
-            spikes.append(Spike(step=step, contributors=tuple(sorted(shares, key=lambda p: -p[1])[:_CONTRIBUTORS])))
+    for step, group in list(wanted)[:_SPIKES]:
+        if any(row.step == step for row in run.recorded_steps(group)):
+            shares = sorted(run.top_contributors(step, group), key=lambda pair: -pair[1])[:_CONTRIBUTORS]
+            spikes += [Spike(group=group, step=step, contributors=tuple(shares))] if shares else []
     return tuple(spikes)

@@ -217,7 +217,9 @@ def read_course(view: RunView) -> str:
     Returns:
         Prose.
     """
-    rows = view.recorded_steps
+    group = view.recorded_steps[0].group if view.recorded_steps else ""
+    rows = [row for row in view.recorded_steps if row.group == group]
+    of = f"Of `{group.replace('`', chr(39))}`: " if group else ""
     parts = []
     losses = [row.loss for row in rows if row.loss is not None]
     if losses:
@@ -237,7 +239,11 @@ def read_course(view: RunView) -> str:
         return "Neither a loss nor a gradient norm was recorded."
     text = "; ".join(parts)
     marks = " Dotted lines and marks at the top are findings, marks at the bottom events."
-    return f"{text[0].upper()}{text[1:]}." + (marks if view.summary.findings or view.summary.events else "")
+    return (
+        of
+        + f"{text if of else text[0].upper() + text[1:]}."
+        + (marks if view.summary.findings or view.summary.events else "")
+    )
 
 
 def _number(value: float) -> str:

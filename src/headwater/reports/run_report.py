@@ -33,6 +33,7 @@ _FINDINGS = 20  # findings that a terminal lists; chosen by us
 _CARDS = 12  # findings that a page tells in full; all of them are in its table. Chosen by us.
 _EVENTS = 12  # events that a terminal lists; a page lists them all
 _SPARK = 60
+_GROUPS = 4  # models whose gradient norm a terminal shows; chosen by us
 _NOTABLE = 0.3  # decades, a factor of 2: a norm that stays within has no extremes worth a word. Chosen by us.
 
 
@@ -66,9 +67,9 @@ def build_run_summary_document(summary: RunSummary, *, full: bool = False) -> Do
         return _document(summary, None)
     blocks: list[Block] = []
     blocks += [finding_table(summary.findings, _FINDINGS)] if summary.findings else []
-    blocks += _norm_line(summary)
+    blocks += _norm_lines(summary)
     blocks += [weight_table(summary.weights, full=False)] if summary.weights else []
-    blocks += [spike_table(spike.step, spike.contributors[:5]) for spike in summary.spikes[:1]]
+    blocks += [spike_table(spike, 5) for spike in summary.spikes[:1]]
     blocks += _event_lines(summary)
     blocks.append(Paragraph(f"{_cost(summary)} {_coverage(summary)}", "muted"))
     return Document(
@@ -88,7 +89,7 @@ def _document(summary: RunSummary, view: RunView | None) -> Document:
     if view is not None and summary.recorded_steps:
         blocks += _pictures(view)
     spikes = summary.spikes if view is None else summary.spikes[1:]
-    blocks += [spike_table(spike.step, spike.contributors) for spike in spikes]
+    blocks += [spike_table(spike) for spike in spikes]
     if summary.weights:
         blocks.append(Heading("Weights"))
         blocks.append(weight_table(summary.weights, full=True))
@@ -131,7 +132,7 @@ def run_headline(summary: RunSummary) -> Callout:
 def _summary(summary: RunSummary) -> str:
     if not summary.recorded_steps:
         return "Nothing was observed."
-    losses = [p.loss for p in summary.course if p.loss is not None]
+    losses = [p.loss for p in summary.course if p.loss is not None and p.group == summary.course[0].group]
     loss = f" The loss went from {losses[0]:.4g} to {losses[-1]:.4g}." if losses else ""
     state = "" if summary.finished else " The run goes on, or was cut off: no end was recorded."
     word = "**healthy**" if summary.ok else "**unhealthy**"
@@ -239,20 +240,26 @@ def _event_text(event: RunEvent) -> str:
 # -------------------------------------------------------------------- numbers
 
 
-def _norm_line(summary: RunSummary) -> list[Block]:
-    norms = [(p.step, p.gradient_norm_log10) for p in summary.course if p.gradient_norm_log10 is not None]
+def _norm_lines(summary: RunSummary) -> list[Block]:
+    lines = [_norm_line(summary, group) for group in summary.groups[:_GROUPS]]
+    return [Paragraph(line) for line in lines if line]
+
+
+def _norm_line(summary: RunSummary, group: str) -> str:
+    own = [p for p in summary.course if p.group == group]
+    norms = [(p.step, p.gradient_norm_log10) for p in own if p.gradient_norm_log10 is not None]
     if not norms:
-        return []
+        return ""
+    of = f" of `{literal(group)}`" if group else ""
     finite = [(step, v) for step, v in norms if math.isfinite(v)]
     if not finite:
-        return [Paragraph("The gradient norm was zero or not finite at every recorded step.")]
+        return f"The gradient norm{of} was zero or not finite at every recorded step."
     low, high = min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])
     line = sparkline([v for _, v in norms], _SPARK)
-    text = f"**Gradient norm** {line} from {power(finite[0][1])} to {power(finite[-1][1])}"
+    text = f"**Gradient norm**{of} {line} from {power(finite[0][1])} to {power(finite[-1][1])}"
     if high[1] - low[1] >= _NOTABLE:
         text += f"; smallest {power(low[1])} at step {low[0]:,}, largest {power(high[1])} at step {high[0]:,}"
-    text += "."
-    return [Paragraph(text)]
+    return f"{text}."
 
 
 # -------------------------------------------------------------------- pictures

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from headwater.records.finding import Finding
-from headwater.records.run_summary import RunSummary, WatchedWeight
+from headwater.records.run_summary import RunSummary, Spike, WatchedWeight
 from headwater.reports.document import Cell, Column, Table
 from headwater.reports.finding_blocks import TONES, count_findings, places
 from headwater.reports.notation import counted, decades, percent, power, scientific, shape_text, sparkline
@@ -159,16 +159,18 @@ def _log_cell(value: float | None) -> Cell:
     return Cell(power(value), sort=value)
 
 
-def spike_table(step: int, contributors: Sequence[tuple[str, float]]) -> Table:
+def spike_table(spike: Spike, limit: int | None = None) -> Table:
     """Who made the gradient of a step.
 
     Args:
-        step: which.
-        contributors: parameter and share of the squared norm, largest first.
+        spike: of the summary.
+        limit: how many parameters are listed; None for all that are known.
 
     Returns:
         The table.
     """
-    rows = [(Cell(name), Cell(percent(max(0.0, min(1.0, share))), sort=share)) for name, share in contributors]
+    rows = [
+        (Cell(name), Cell(percent(max(0.0, min(1.0, share))), sort=share)) for name, share in spike.contributors[:limit]
+    ]
     columns = (Column("parameter", priority=9, shrink=True), Column("share of the\nsquared norm", "right", priority=8))
-    return Table(columns, tuple(rows), title=f"Who made the gradient of step {step:,}")
+    return Table(columns, tuple(rows), title=f"Who made the gradient of step {spike.step:,}")

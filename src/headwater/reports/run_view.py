@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from headwater.records.finding import Verdict
 from headwater.records.run import RecordedStep, RunSource, StatisticMatrix
-from headwater.records.run_summary import RunSummary, observed_log10, rms_matrix, summarize_run, weights_first
+from headwater.records.run_summary import (
+    RunSummary,
+    in_order,
+    observed_log10,
+    rms_matrix,
+    summarize_run,
+    weights_first,
+)
 from headwater.records.step import Quantity
 from headwater.reports.folding import Fold, fold_rows
 
@@ -104,14 +111,13 @@ class RunView:
     def _matrix(self, quantity: Quantity) -> StatisticMatrix:
         """log10 of the quantity, rows in execution order."""
         if quantity not in self._matrices:
-            found = self._read(quantity)
-            self._matrices[quantity] = _in_order(found)
+            self._matrices[quantity] = self._read(quantity)
         return self._matrices[quantity]
 
     def _read(self, quantity: Quantity) -> StatisticMatrix:
         if quantity == "update":
             names = [tensor.name for tensor in weights_first(self.run.tensors)]
-            found = self.run.matrix("update", "update_ratio", tensors=names, max_columns=COLUMNS)
+            found = in_order(self.run.matrix("update", "update_ratio", tensors=names, max_columns=COLUMNS))
             logs = tuple(tuple(observed_log10(v) for v in row) for row in found.values)
             return dataclasses.replace(found, values=logs)
         found = rms_matrix(self.run, quantity, COLUMNS)
@@ -186,18 +192,6 @@ def _fold(found: StatisticMatrix, quantity: Quantity, max_rows: int) -> Grid | N
         steps=tuple(found.steps[column[0]] for column in columns),
         stride=found.stride * thinner,
         count=len(pairs),
-    )
-
-
-def _in_order(found: StatisticMatrix) -> StatisticMatrix:
-    """Rows in execution order within each model."""
-    groups = {tensor.group: i for i, tensor in reversed(list(enumerate(found.tensors)))}
-    order = sorted(range(len(found.tensors)), key=lambda i: (groups[found.tensors[i].group], found.tensors[i].order, i))
-    return StatisticMatrix(
-        tensors=tuple(found.tensors[i] for i in order),
-        steps=found.steps,
-        values=tuple(found.values[i] for i in order),
-        stride=found.stride,
     )
 
 

@@ -64,6 +64,18 @@ def test_a_spike_names_who_made_it_first() -> None:
     assert share == pytest.approx(90_000 / (90_000 + 5 + 6 / 4))
 
 
+def test_two_models_stay_apart() -> None:
+    summary = summarize_run(runs.two_models())
+    assert [w.name.partition(".")[0] for w in summary.weights] == ["G"] * 4 + ["D"] * 3
+    (spike,) = summary.spikes
+    assert (spike.group, spike.step, spike.contributors[0][0]) == ("G", 100, "G.layers.2.weight")
+    assert sum(share for _, share in spike.contributors) == pytest.approx(1.0)
+    groups = [point.group for point in summary.course]
+    assert groups == ["G"] * 25 + ["D"] * 25
+    largest = {g: max(p.gradient_norm_log10 or -9.0 for p in summary.course if p.group == g) for g in "GD"}
+    assert largest["G"] - largest["D"] > 1.0
+
+
 def test_an_exact_zero_and_a_nan_stay_what_they_are() -> None:
     run = runs.healthy(depth=2)
     run.formulas = {**run.formulas, "gradient": lambda t, s: 0.0 if t.order < 2 else math.nan}
