@@ -12,9 +12,13 @@ from __future__ import annotations
 import argparse
 import math
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -243,6 +247,24 @@ def audit(names: list[str], draws: int) -> None:
             print(f"{case.name:22} {'unknown':>23} {seconds:8.1f}   {case.reason}: {forecast.coverage}", flush=True)
 
 
+def large_encoder_by_command() -> None:
+    """The same network through ``headwater predict``, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.py"
+        path.write_text(
+            "from torch import nn\n\ndef make():\n    return nn.Sequential(*[nn.TransformerEncoderLayer(7808, 64, 31232, "
+            "dropout=0.0, batch_first=True, norm_first=True) for _ in range(80)])\n"
+        )
+        words = ["predict", f"{path}:make", "--input-shape", "4,2048,7808", "--json", str(Path(folder) / "large.json")]
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run([sys.executable, "-m", "headwater", *words], check=True, capture_output=True)
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"the same by headwater predict: {seconds:.1f} s ({after.ru_utime - before.ru_utime:.1f} s of CPU), "
+        f"{after.ru_maxrss / 2**20:.2f} GiB resident"
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -259,6 +281,7 @@ def main() -> None:
         return
     if not options.names or "large" in options.names:
         large_encoder()  # first: the peak of the resident memory is its own
+        large_encoder_by_command()
 
     def deep_sigmoid() -> nn.Module:
         return nn.Sequential(*[m for _ in range(20) for m in (nn.Linear(100, 100), nn.Sigmoid())])
