@@ -37,11 +37,11 @@ class _Pooled:
 
     Attributes:
         signal: the argument.
-        chosen: (positions, positions) in two kinds: how often both are the largest of their windows, within a sample and
-            between two.
+        maps: for each tap, the position that each window sees.
+        windows: how many windows there are.
+        chosen: over (tap, window) pairs, within a sample and between two: how often both are the largest of their windows.
         sloped: the same times the product of the slopes of φ.
         slopes: E φ'(u) φ'(u') times the routed function's, what multiplying by both functions would make of it.
-        window: for each position, the window that it lies in; windows that overlap count apart.
         route: √(k P(largest | u)).
     """
 
