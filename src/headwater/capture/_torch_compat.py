@@ -168,9 +168,14 @@ def hooks_after_accumulation_silenced(tensors: Sequence[torch.Tensor]) -> Iterat
             hooks.update(content)
 
 
+def backward_number() -> int:
+    """Number of the backward that this thread is inside of, one for each; -1 outside of any."""
+    return int(torch._C._current_graph_task_id())
+
+
 def in_backward() -> bool:
     """Whether this thread is inside a backward: checkpoints recompute there, some optimizers step there."""
-    return int(torch._C._current_graph_task_id()) != -1
+    return backward_number() != -1
 
 
 class _Requeued:
@@ -223,3 +228,36 @@ def is_compiled(module: torch.nn.Module) -> bool:
     # Where nothing was compiled, torch._dynamo is not loaded, and loading it costs seconds.
     frames = sys.modules.get("torch._dynamo.eval_frame")
     return frames is not None and isinstance(module, frames.OptimizedModule)
+
+
+def default_store() -> Any:
+    """The key-value store that the processes of ``torch.distributed`` met at.
+
+    No collective says "after this many seconds, and who is missing" on every backend; the store does.
+    """
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()
+
+
+def is_flat_parameter(tensor: Any) -> bool:
+    """Whether a parameter is FSDP1's: several parameters of a model in one, flat and split over the ranks."""
+    return bool(getattr(tensor, "_is_flat_param", False))
+
+
+def flat_parameter_pieces(module: Any) -> list[tuple[torch.Tensor, tuple[int, ...], int]]:
+    """The parameters that an FSDP1 module (``use_orig_params=True``) keeps as views of its flat one.
+
+    Args:
+        module: any module.
+
+    Returns:
+        (parameter, its whole shape, rank within its sharding group) of each; nothing for other modules.
+    """
+    handle = getattr(module, "_handle", None)
+    flat = getattr(handle, "flat_param", None)
+    if flat is None or not is_flat_parameter(flat) or getattr(flat, "_params", None) is None:
+        return []
+    sharded = bool(getattr(handle, "uses_sharded_strategy", True))
+    rank = int(handle.process_group.rank()) if sharded else -1
+    return [(p, tuple(shape), rank) for p, shape in zip(flat._params, flat._shapes, strict=True)]
