@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 import headwater
 from headwater._watch.pipeline import LOG, Pipeline
 from headwater.capture.names import make_filter
-from headwater.capture.training.pair import Options, Pair
+from headwater.capture.training.pair import Pair
+from headwater.capture.training.receiver import Options
 from headwater.capture.training.schedule import Activations, Schedule
 from headwater.detectors.over_time import DEFAULT_ALERTS, Alert
 from headwater.errors import InputError, NothingObservedError, TrainingStopped
@@ -117,6 +118,7 @@ class Watch:
                 writer.close()
             self._pipeline = None
             raise
+        self._pipeline.watched = weakref.ref(self)
         resumed = self._state is not None
         if self._state is not None:
             self._restore(self._state)
@@ -232,6 +234,11 @@ class Watch:
     def step(self) -> int:
         """Optimizer steps taken so far (of the model furthest ahead); skipped ones count."""
         return max((p.step for p in self._pairs), default=0)
+
+    def spent_seconds(self) -> float:
+        """Seconds of the training thread and of the recorder's that watching has cost so far."""
+        recorder = 0.0 if self._pipeline is None else self._pipeline.seconds
+        return sum(p.own_seconds for p in self._pairs) + recorder
 
     @property
     def overhead(self) -> Overhead:
@@ -377,7 +384,6 @@ def watch(
     max_overhead: float | None = 0.01,
     statistics: Literal["all", "norms"] = "all",
     updates: Literal["sampled", "exact"] | None = "sampled",
-    histograms: bool = False,
     micro: bool = False,
     scaler: Any = None,
     include: object = None,
@@ -406,7 +412,6 @@ def watch(
             stretched. None for no limit.
         statistics: ``all`` of them, or ``norms`` (l2 norm, NaN and infinities), which is cheaper.
         updates: ‖Δw‖/‖w‖ of each step from a sample of the elements, exactly, or (None) not at all.
-        histograms: also count elements per power of two on sampled steps.
         micro: rows for each micro-batch too.
         scaler: the GradScaler; found by itself when it is torch's.
         include: parameters and layers to watch: glob, compiled regular expression, class, callable of (name, object), or a
@@ -445,7 +450,7 @@ def watch(
         pairs,
         run,
         schedule,
-        Options(statistics, updates, micro, histograms),
+        Options(statistics, updates, micro),
         DEFAULT_ALERTS if alerts is None else alerts,
         sinks,
         make_filter(include, exclude),

@@ -7,13 +7,14 @@ import logging
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from headwater.capture.training.pair import Receiver
 from headwater.capture.training.raw import RawStep, number, record_of
+from headwater.capture.training.receiver import Receiver
 from headwater.detectors.over_time import Alert, AlertDesk, Decision
 from headwater.errors import HeadwaterError, TrainingStopped, UnhealthyError
 from headwater.records import Finding, Statistics
@@ -91,11 +92,12 @@ class Pipeline(Receiver):
         self.writer, self.sinks = writer, tuple(sinks)
         self.contexts = dict(contexts)
         self.on_record = on_record
+        self.watched: weakref.ref[Any] | None = None  # the Watch, which knows what its pairs have spent
         self.findings: list[Finding] = []
         self.events: list[RunEvent] = []
         self.stopping = False
         self.failures: list[str] = []
-        self.records_seen = 0
+        self._scales: dict[str, float] = {}
         self._values: dict[str, dict[str, Statistics]] = {}
         self._raising: UnhealthyError | None = None
         self._waiting: deque[_Request] = deque()
@@ -113,6 +115,11 @@ class Pipeline(Receiver):
     def blocks(self) -> bool:
         """Whether some alert must decide before the optimizer steps."""
         return bool(self._early.alerts)
+
+    def spent_seconds(self) -> float:
+        """What recording has cost so far, in every pair and in the recorder's own thread."""
+        watch = None if self.watched is None else self.watched()
+        return self._seconds if watch is None else float(watch.spent_seconds())
 
     @property
     def seconds(self) -> float:
@@ -236,7 +243,7 @@ class Pipeline(Receiver):
     def _complete(self, raw: RawStep) -> None:
         seen_early = raw.base is not None
         record = record_of(raw)
-        self.records_seen += 1
+        self._tell_scale(record)
         if self.writer is not None:
             self.writer.write(record)
         if not seen_early:
@@ -245,6 +252,18 @@ class Pipeline(Receiver):
         self._to_sinks(record, {name: number(value) for name, value in raw.scalars.items()})
         if self.on_record is not None:
             self.on_record(record)
+
+    def _tell_scale(self, record: StepRecord) -> None:
+        """An event when the loss scale is another one than at the recorded step before."""
+        before, now = self._scales.get(record.group), record.loss_scale
+        if now is None:
+            return
+        self._scales[record.group] = now
+        if before is not None and before != now:
+            message = f"the loss scale went from {before:g} to {now:g}"
+            self._event(
+                RunEvent(kind="loss_scale", step=record.step, group=record.group, time=record.time, message=message)
+            )
 
     def _judge(self, desk: AlertDesk, record: StepRecord) -> list[Decision]:
         if not desk.alerts:

@@ -6,124 +6,31 @@ import functools
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from headwater.capture._torch_compat import at_end_of_backward, in_backward
+from headwater.capture._torch_compat import at_end_of_backward, backward_number
 from headwater.capture.names import Filter
+from headwater.capture.training.coverage import ADVICE, coverage_lines, not_seen
 from headwater.capture.training.gradients import GradientReading, Marks, columns_of, read_table, versions
+from headwater.capture.training.hooks import Hook, forget_all
 from headwater.capture.training.inventory import Inventory, gradient_of
 from headwater.capture.training.layers import LayerWatch
 from headwater.capture.training.loss_scale import ScaledSteps, current_scale
+from headwater.capture.training.micro import MicroBatches
 from headwater.capture.training.optimizer_state import OptimizerReader
 from headwater.capture.training.raw import Piece, RawStep
+from headwater.capture.training.receiver import Options, Receiver
 from headwater.capture.training.schedule import Schedule
-from headwater.errors import InputError
+from headwater.errors import InputError, UnhealthyError
 from headwater.records.step import RunEvent
 
-__all__ = ["Options", "Pair", "Receiver"]
+__all__ = ["Pair"]
 
 _SENTINELS = 4
 Gradients = tuple[list[int], list[Tensor]]  # positions in the inventory, and the gradients there
-_ADVICE = (
-    "rows of parameters are complete; for activations train a few steps before torch.compile, or use headwater.measure"
-)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is recorded; see :func:`headwater.watch`."""
-
-    tier: Literal["all", "norms"] = "all"
-    updates: Literal["sampled", "exact"] | None = "sampled"
-    micro: bool = False
-    histograms: bool = False
-
-
-class Receiver:
-    """Where a pair hands over what it has; the recorder of the run implements it."""
-
-    def take(self, raw: RawStep) -> None:
-        """A step is complete; it is not shipped yet."""
-        raise NotImplementedError
-
-    def decide(self, raw: RawStep) -> None:
-        """A step is about to be taken: return once the alerts that may end the training have seen it.
-
-        Raises:
-            UnhealthyError: an alert asked for it.
-            TrainingStopped: an alert asked to stop.
-        """
-        raise NotImplementedError
-
-    def tell(self, event: RunEvent) -> None:
-        """Something happened."""
-        raise NotImplementedError
-
-    def failed(self, error: Exception) -> None:
-        """A hook of headwater's own raised: training goes on without it."""
-        raise NotImplementedError
-
-    @property
-    def blocks(self) -> bool:
-        """Whether some alert must decide before the optimizer steps."""
-        raise NotImplementedError
-
-
-class _Hook:
-    """A hook on an optimizer or a parameter: a weak reference to a pair and the name of its method.
-
-    A copy of it (``copy.deepcopy`` and ``pickle`` of what it hangs on) does nothing.
-    """
-
-    __slots__ = ("method", "pair")
-
-    def __init__(self, pair: Pair, method: str) -> None:
-        self.pair, self.method = weakref.ref(pair), method
-
-    def __call__(self, *args: Any) -> None:
-        pair = self.pair()
-        if pair is not None:
-            getattr(pair, self.method)(*args)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Inert, ())
-
-
-class _MicroHook:
-    """On a parameter, for the gradient of each backward by itself."""
-
-    __slots__ = ("pair", "position")
-    __torch_unserializable__ = True  # torch: not to be warned about when the parameter is sent to another process
-
-    def __init__(self, pair: Pair, position: int) -> None:
-        self.pair, self.position = weakref.ref(pair), position
-
-    def __call__(self, gradient: Tensor) -> None:
-        pair = self.pair()
-        if pair is not None:
-            pair.micro_gradient(self.position, gradient)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Inert, ())
-
-
-def _forget(*references: Any) -> None:
-    for reference in references[:-1]:
-        found = reference()
-        if found is not None:
-            found.forget()
-
-
-class _Inert:
-    """What a copied hook is: nothing."""
-
-    def __call__(self, *args: Any) -> None:
-        return None
 
 
 class Pair:
@@ -159,7 +66,7 @@ class Pair:
         self._reader = OptimizerReader(options.updates)
         # The sample holds on to the parameters between steps: not longer than the model lives.
         self._model = weakref.ref(
-            model, functools.partial(_forget, weakref.ref(self._reader), weakref.ref(self.layers or self._reader))
+            model, functools.partial(forget_all, weakref.ref(self._reader), weakref.ref(self.layers or self._reader))
         )
         self.scaler = scaler
         self.step = 0
@@ -176,10 +83,9 @@ class Pair:
         self._last_recorded = -1
         self._clipped = False
         self._gives_before_step: bool | None = None
-        self._micro_handles: list[Any] = []
-        self._micro_tables: dict[int, Tensor] = {}
-        self._dropped_noticed = self._unscheduled = False
-        self._in_scaled_step = self._stepped_in_scaled_step = False
+        self._micro = MicroBatches(options.tier) if options.micro else None
+        self.missing: dict[str, str] = {}
+        self._dropped_noticed = self._stepped_in_scaled_step = False
         self._loss: float | Tensor | None = None
         self._scalars: dict[str, float | Tensor] = {}
         self._clear()
@@ -192,8 +98,8 @@ class Pair:
             optimizer = reference()
             if optimizer is None:
                 continue
-            self._handles.append(optimizer.register_step_pre_hook(_Hook(self, "_guarded_before_step")))
-            self._handles.append(optimizer.register_step_post_hook(_Hook(self, "_guarded_after_step")))
+            self._handles.append(optimizer.register_step_pre_hook(Hook(self, "_guarded_before_step")))
+            self._handles.append(optimizer.register_step_post_hook(Hook(self, "_guarded_after_step")))
             ScaledSteps.listen(optimizer, self)
         self._first_step = self.step
         self._arm()
@@ -208,11 +114,12 @@ class Pair:
                 self.receiver.take(last)
 
     def _off(self) -> None:
-        for handle in (*self._handles, *self._sentinels, *self._micro_handles):
+        for handle in (*self._handles, *self._sentinels):
             handle.remove()
         self._handles.clear()
-        self._micro_handles.clear()
         self._sentinels.clear()
+        if self._micro is not None:
+            self._micro.remove()
         if self.layers is not None:
             self.layers.remove()
         for reference, number in zip(self.optimizers, self._optimizer_ids, strict=True):
@@ -252,9 +159,9 @@ class Pair:
         self._in_step = False
         self._closure_calls: list[tuple[RawStep, GradientReading | None]] = []
         self._backwards = 0
-        self._micro_rows = 0
-        self._queued = False
+        self._queued = False  # whether the end of a backward is awaited
         self._stepped: set[int] = set()
+        self._left_out: set[int] = set()
         self._parts: list[GradientReading] = []
         self._loss = None
         self._scalars = {}
@@ -271,6 +178,8 @@ class Pair:
         self.sampling = self.recording and self.layers is not None and self.schedule.samples(self.step)
         if self.layers is not None and was_sampling and not self.sampling:
             self.layers.rest()
+        if self._micro is not None:
+            self._micro.begin(recording=self.recording)
         if not self.recording:
             for handle in self._sentinels:
                 handle.remove()
@@ -278,8 +187,8 @@ class Pair:
             return
         if not self._sentinels:
             self._place_sentinels()
-        if self.options.micro and not self._micro_handles:
-            self._watch_micro()
+        if self._micro is not None:
+            self._micro.watch(self.inventory)
         if self.sampling and self.layers is not None:
             self.layers.install(self.inventory)
 
@@ -292,18 +201,19 @@ class Pair:
                 self._tell(kind, f"{len(names)} parameter{'s' * (len(names) > 1)} {kind}", names)
         if changes.unfrozen or changes.added:
             self._place_sentinels()
-            if self.options.micro:
-                self._watch_micro()
+            if self._micro is not None:
+                self._micro.remove()
 
     def _place_sentinels(self) -> None:
         """A few parameters tell when a backward is over; all of them would cost a call each."""
         for handle in self._sentinels:
             handle.remove()
         trainable = [p for p in self.inventory.tensors() if p is not None and p.requires_grad and p.is_leaf]
+        trainable = [p for p in trainable if p.grad is not None] or trainable  # those that the backward reaches
         count = len(trainable)
         spread = sorted({count - 1, 0, count // 2, count // 4}) if count else []
         self._sentinels = [
-            trainable[i].register_post_accumulate_grad_hook(_Hook(self, "_guarded_accumulated"))
+            trainable[i].register_post_accumulate_grad_hook(Hook(self, "_guarded_accumulated"))
             for i in spread[:_SENTINELS]
         ]
 
@@ -338,6 +248,8 @@ class Pair:
         """A fault of headwater's own must not end the training; what an alert raises on purpose does."""
         try:
             function(*args)
+        except UnhealthyError:
+            raise
         except Exception as error:
             self._off()
             self.recording = False
@@ -346,13 +258,13 @@ class Pair:
     # ---------------------------------------------------------------- backward
 
     def _accumulated(self, parameter: Tensor) -> None:
-        self._queued = True
+        self._queued = True  # also through the backwards that reentrant checkpoints start inside this one
         if self._marks is not None:
             # Added to the gradient of before it is the same tensor, one version on.
             gradient = parameter.grad
             if gradient is not None and (id(gradient), gradient._version - 1) not in self._marks:
                 self._dropped()
-        at_end_of_backward(_Hook(self, "_guarded_end_of_backward"))
+        at_end_of_backward(Hook(self, "_guarded_end_of_backward"))
 
     def _dropped(self) -> None:
         """The gradients of an earlier backward went away without a step: another closure call, or a step left out."""
@@ -382,8 +294,12 @@ class Pair:
             self.layers.end_of_backward(self.inventory)
         found = self.inventory.gradients()
         self._marks = versions(found[1])
-        if self.options.micro:
-            self._micro_row()
+        if self._micro is not None and (piece := self._micro.piece(self.inventory)) is not None:
+            raw = self._raw()
+            raw.micro = self._micro.count - 1
+            raw.loss_scale = 1.0 if self.scaler is None else current_scale(self.scaler)
+            raw.pieces.append(piece)
+            self.receiver.take(raw)
         # With accumulation only the last backward counts: as many as the last recorded step had. Should it be another one,
         # the gradients are read when the optimizer steps, if nothing has changed them until then.
         if self._in_step or self._backwards >= self._expected_backwards:
@@ -407,7 +323,7 @@ class Pair:
                 return
         if not self._looked:
             self._look_again()
-        if len(self.optimizers) > 1 and in_backward():
+        if len(self.optimizers) > 1 and backward_number() != -1:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             tensors = self.inventory.tensors()
             own = [(i, g) for i, p in enumerate(tensors) if id(p) in held and (g := gradient_of(p)) is not None]
@@ -425,8 +341,14 @@ class Pair:
         self._row = self._raw()
         self._describe(self._row)
         if self.receiver.blocks:
-            self.receiver.decide(self._row)
-            self._row.pieces = []
+            row = self._row
+            try:
+                self.receiver.decide(row)
+            except UnhealthyError:
+                row.pieces, row.skipped = [], "not stepped"
+                self._finish(row)
+                raise
+            row.pieces = []
 
     def _compare_with_backward(self, optimizer: Optimizer) -> None:
         """Settle which gradient was read, and read what is missing."""
@@ -455,8 +377,11 @@ class Pair:
         if not self.recording:
             self._count(optimizer)
             return
-        self._stepped.add(id(optimizer))
         self._reader.after(self.inventory, optimizer)
+        self._end_of_optimizer(optimizer)
+
+    def _end_of_optimizer(self, optimizer: Optimizer) -> None:
+        self._stepped.add(id(optimizer))
         if len(self._stepped) < len([o for o in self.optimizers if o() is not None]):
             return
         self._finish(self._complete())
@@ -506,28 +431,27 @@ class Pair:
     def scaled_step_begins(self, scaler: Any, optimizer: Optimizer) -> None:
         """``scaler.step(optimizer)`` was called."""
         self.scaler = scaler
-        self._in_scaled_step, self._stepped_in_scaled_step = True, False
+        self._stepped_in_scaled_step = False
 
     def scaled_step_ends(self, scaler: Any, optimizer: Optimizer) -> None:
         """``scaler.step(optimizer)`` returns; if no hook fired in between, the step was skipped."""
-        self._in_scaled_step = False
         if not self._stepped_in_scaled_step:
             start = time.perf_counter()
-            self._run(self._skipped)
+            self._run(self._skipped, optimizer)
             self.own_seconds += time.perf_counter() - start
 
-    def _skipped(self) -> None:
+    def _skipped(self, optimizer: Optimizer) -> None:
         self._tell("skipped", f"step {self.step} was skipped: the loss scaler found an infinity")
         if not self.recording:
-            self.step += 1
-            if self.schedule.records(self.step):
-                self._arm()
+            self._count(optimizer)
             return
-        self._scale = current_scale(self.scaler)
-        raw = self._raw()
-        raw.skipped = "amp"
-        self._add_gradients(raw, self._pre or self._read(self.inventory.gradients(), scaled=False), None)
-        self._finish(raw)
+        self._left_out.add(id(optimizer))
+        if self._row is None:
+            self._scale = current_scale(self.scaler)
+            self._pre = self._pre or self._read(self.inventory.gradients(), scaled=False)
+            self._row = self._raw()
+            self._describe(self._row)
+        self._end_of_optimizer(optimizer)
 
     # ---------------------------------------------------------------- the row
 
@@ -562,6 +486,8 @@ class Pair:
                 self._settle_closure()
             raw = self._raw()
             self._describe(raw)
+        if self._left_out and self._left_out == self._stepped:
+            raw.skipped = "amp"
         if self._loss is not None:
             raw.loss = self._loss
         raw.scalars.update(self._scalars)
@@ -582,9 +508,7 @@ class Pair:
             if not raw.activations and raw.pieces and not self.layers.silent:
                 self.layers.silent = True  # tried once: hooks do not fire in what has been compiled around the model
                 if not self.layers.compiled:
-                    self._tell(
-                        "not_observed", f"no layer was seen: the model was compiled, or is not called; {_ADVICE}"
-                    )
+                    self._tell("not_observed", f"no layer was seen: the model was compiled, or is not called; {ADVICE}")
 
     def _add_gradients(self, raw: RawStep, before: GradientReading | None, after: GradientReading | None) -> None:
         columns = before.columns if before is not None else after.columns if after is not None else ()
@@ -604,6 +528,12 @@ class Pair:
             for position, tracked in enumerate(self.inventory.tracked):
                 if position not in there and tracked.watched.trainable:
                     raw.missing[tracked.watched.name] = "none"
+            new = tuple(name for name in raw.missing if name not in self.missing)
+            if new:
+                self._tell(
+                    "not_observed", f"{len(new)} of {len(self.inventory.tracked)} parameters have no gradient", new
+                )
+        self.missing = dict(raw.missing)
         raw.missing.update(self.inventory.excluded)
 
     def _finish(self, raw: RawStep) -> None:
@@ -613,6 +543,9 @@ class Pair:
         self._held = raw
         self._last_recorded = self.step
         self.step += 1
+        if self.schedule.adapt(self.receiver.spent_seconds(), time.perf_counter() - self._began):
+            interval = self.schedule.every * self.schedule.stretch
+            self._tell("throttled", f"recording every {interval} steps now, to keep its cost within max_overhead")
         if self._post is None and not self._sentinel_fired() and raw.pieces:
             self._place_sentinels()
         self._arm()
@@ -627,36 +560,6 @@ class Pair:
         table = read_table([p for _, p in pairs], self.options.tier)
         watched = self.inventory.watched([i for i, _ in pairs])
         return [Piece("value", None, watched, columns_of(self.options.tier), table)]
-
-    def _watch_micro(self) -> None:
-        """A hook on every parameter sees the gradient of each backward before it is added to the others."""
-        for handle in self._micro_handles:
-            handle.remove()
-        self._micro_handles = [
-            p.register_hook(_MicroHook(self, position))
-            for position, p in enumerate(self.inventory.tensors())
-            if p is not None and p.requires_grad
-        ]
-
-    def micro_gradient(self, position: int, gradient: Tensor) -> None:
-        """The gradient of one backward arrived at a parameter."""
-        if self.recording:
-            self._micro_tables[position] = read_table([gradient.detach()], self.options.tier)
-
-    def _micro_row(self) -> None:
-        tables, self._micro_tables = self._micro_tables, {}
-        if not tables:
-            return
-        raw = self._raw()
-        raw.micro = self._micro_rows
-        raw.loss_scale = 1.0 if self.scaler is None else current_scale(self.scaler)
-        self._micro_rows += 1
-        positions = sorted(tables)
-        first = tables[positions[0]].device
-        table = torch.cat([tables[i].to(first, non_blocking=True) for i in positions])
-        watched = self.inventory.watched(positions)
-        raw.pieces.append(Piece("gradient", "pre_clip", watched, columns_of(self.options.tier), table, scaled=True))
-        self.receiver.take(raw)
 
     def _last_step(self) -> RawStep | None:
         """The row of the last step, if it is not there yet and its gradients still are.
@@ -688,28 +591,12 @@ class Pair:
         return self._reader.held_bytes()
 
     def not_seen(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Reasons and names: what this run cannot show, known before the first step."""
-        optimizers = [o for r in self.optimizers if (o := r()) is not None]
-        without, frozen = self.inventory.without_optimizer(optimizers)
-        found: list[tuple[str, tuple[str, ...]]] = []
-        if without:
-            found.append((f"{len(without)} trainable parameters are in no optimizer", without))
-        if frozen:
-            found.append((f"{len(frozen)} parameters of the optimizer are frozen", frozen))
-        if self.layers is not None and self.layers.compiled:
-            found.append(
-                (
-                    f"layers inside a compiled module are not seen; {_ADVICE}",
-                    self.layers.compiled,
-                )
-            )
-        return found
+        """Sentences and names: what this run cannot show, known before the first step."""
+        return not_seen(self.inventory, self.layers, [o for r in self.optimizers if (o := r()) is not None])
 
     def coverage_lines(self) -> list[str]:
         """What was observed and what was not, with reasons."""
-        trainable = sum(t.watched.trainable for t in self.inventory.tracked)
-        label = f"{self.group}: " if self.group else ""
-        return [f"{label}{self.step} optimizer steps, {self.recorded_steps} recorded, {trainable} trainable parameters"]
+        return coverage_lines(self.inventory, self.layers, self.step, self.recorded_steps, self.missing)
 
     # ---------------------------------------------------------------- state
 

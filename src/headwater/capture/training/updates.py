@@ -61,7 +61,8 @@ class ElementSample:
         return parts
 
     def _matrix(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts).to(self._dtype).view(len(self.counts), self.width)
+        joined = torch.cat(parts)
+        return joined.to(self._dtype).view(len(self.counts), self.width)
 
     def _own(self) -> Tensor:
         # A parameter whose .data was replaced lies elsewhere.
