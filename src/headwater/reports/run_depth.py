@@ -113,16 +113,23 @@ def read_depth(view: RunView) -> str:
     grid = view.grid("gradient")
     if grid is None:
         return "No gradient of a weight was observed."
-    last = [(row.label, v) for row in grid.rows if (v := _value(grid, row.values, grid.steps[-1])) is not None]
+    groups = {tensor.name: tensor.group for tensor in view.run.tensors}
+    group = groups[grid.rows[0].names[0]]
+    own = [row for row in grid.rows if groups[row.names[0]] == group]  # of several models the first
+    last = [(row.label, v) for row in own if (v := _value(grid, row.values, grid.steps[-1])) is not None]
     known = [(name, v) for name, v in last if math.isfinite(v)]
     if len(known) < 2:
         return "The slider chooses the step; the band holds eight of ten steps of the run."
     first, final = known[0], known[-1]
     return (
-        f"At the end of the run the gradient of the first weight is {power(first[1])} and that of the last "
-        f"{power(final[1])}: {decades(first[1] - final[1])} on the way back. The band holds eight of ten steps of the run; "
-        "lines of outputs are of the last step at which layers were looked at."
+        f"At the end of the run the gradient of `{_safe(first[0])}` is {power(first[1])} and that of "
+        f"`{_safe(final[0])}` {power(final[1])}: {decades(first[1] - final[1])} on the way back. "
+        "The band holds eight of ten steps of the run; lines of outputs are of the last step at which layers were looked at."
     )
+
+
+def _safe(text: str) -> str:
+    return text.replace("`", "'")
 
 
 def _first_names(grid: Grid) -> list[str]:

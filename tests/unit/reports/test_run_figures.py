@@ -14,6 +14,7 @@ from tests import runs
 from headwater.errors import InputError
 from headwater.records import Verdict
 from headwater.reports import to_figure, to_html_page
+from headwater.reports.run_depth import read_depth
 from headwater.reports.run_figures import GUIDE, run_figure
 from headwater.reports.run_heatmap import FOLDED_ROWS, SCALE
 from headwater.reports.run_view import CELLS, COLUMNS, RunView, thin
@@ -194,6 +195,14 @@ def test_the_slider_restyles_what_is_drawn_and_nothing_else() -> None:
     # Layer 0 of 6: 10**(-2 - 4) = 1e-6.
     weights = next(t for t in figure.data if t.name == "weight gradient")
     assert weights.y[0] == pytest.approx(1e-6, rel=1e-2)
+
+
+def test_the_sentence_compares_the_ends_of_one_model() -> None:
+    assert read_depth(RunView(runs.vanishing(6, 20))).startswith(
+        "At the end of the run the gradient of `layers.0.weight` is 1.00e-06 and that of `layers.5.weight` 1.00e-02: "
+        "−4 decades on the way back."
+    )
+    assert "`G.layers.3.weight`" in read_depth(RunView(runs.two_models()))
 
 
 def test_contributors_are_percent_and_the_largest_is_on_top() -> None:
