@@ -19,7 +19,12 @@ from headwater.records.step import StepRecord
 
 
 def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, watch: Any = None, scale: float = 1.0, shape: Any = (8,)
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: range,
+    watch: Any = None,
+    scale: float = 1.0,
+    shape: Any = (8,),
 ) -> None:
     for i in steps:
         generator = torch.Generator().manual_seed(i)
@@ -75,7 +80,12 @@ def test_a_recorded_step_has_the_profile_that_measure_gives() -> None:
     profile = profile_of_step(records[0], RunContext())
     assert profile.gradients("rms") == pytest.approx(measured.gradients("rms"), rel=1e-5)
     for mine, theirs in zip(profile.layers, measured.layers, strict=True):
-        assert (mine.name, mine.kind, mine.on_trunk, mine.shape) == (theirs.name, theirs.kind, theirs.on_trunk, theirs.shape)
+        assert (mine.name, mine.kind, mine.on_trunk, mine.shape) == (
+            theirs.name,
+            theirs.kind,
+            theirs.on_trunk,
+            theirs.shape,
+        )
         assert mine.activation.rms == pytest.approx(theirs.activation.rms, rel=1e-5)
         assert mine.gradient is not None
         assert theirs.gradient is not None
@@ -102,7 +112,9 @@ def test_a_loss_belongs_to_its_step_whenever_it_is_given(when: str, every: int) 
             if when == "after the step":
                 watch.record(loss=loss)
     found = {r.step: r.loss for r in records if r.loss is not None}
-    assert len(found) >= len(records) - 1  # the last step, recorded when the watch ends, is read from the gradients alone
+    assert (
+        len(found) >= len(records) - 1
+    )  # the last step, recorded when the watch ends, is read from the gradients alone
     assert found == {step: pytest.approx(losses[step]) for step in found}
 
 
@@ -142,7 +154,10 @@ def test_training_may_go_on_after_an_alert_was_caught() -> None:
     nonfinite = next(a.code for a in DEFAULT_ALERTS if type(a).__name__ == "NonFiniteStep")
     model, optimizer = make()
     records: list[StepRecord] = []
-    options: dict[str, Any] = {"alerts": with_actions(DEFAULT_ALERTS, {nonfinite: "raise"}), "on_record": records.append}
+    options: dict[str, Any] = {
+        "alerts": with_actions(DEFAULT_ALERTS, {nonfinite: "raise"}),
+        "on_record": records.append,
+    }
     with hw.watch(model, optimizer, every=1, **options):
         train(model, optimizer, range(2))
         with pytest.raises(hw.HeadwaterError):
