@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from headwater.cli.outputs import STDOUT, JsonCommand, check_writable, emit_json, only_data_on_stdout, show, write_page
+from headwater.cli.pictures import check_png, write_png
 from headwater.cli.target import load_target
 from headwater.errors import InputError, OutputError, TargetError
 
@@ -74,7 +74,7 @@ def command(
     for path, option in ((json_path, "--json"), (html_path, "--html"), (png_path, "--png")):
         check_writable(path, option)
     if png_path is not None:
-        _check_png(png_path)
+        check_png(png_path, "--png")
     _use_one_thread()
     if activation is None and target is None:
         if png_path is not None:
@@ -89,7 +89,9 @@ def command(
     if html_path is not None:
         write_page(record, html_path, title=title)
     if png_path is not None:
-        _write_png(record, png_path)
+        from headwater.reports import to_figure
+
+        write_png(to_figure(record, template="light"), png_path, "--png")
     if json_path != STDOUT:
         show(record, width=width)
 
@@ -189,26 +191,3 @@ def _network(rows: list[WeightInitialization], target: str, function: Any) -> Ph
         activations=tuple(dict.fromkeys(str(row.activation) for row in rows)),
         matches=all(_plain(row.activation) == _plain(moments.activation.name) for row in rows),
     )
-
-
-def _check_png(path: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("kaleido") is None:
-        raise OutputError(
-            f"--png {path}: drawing a picture needs the package kaleido and a Chrome or Chromium browser; install it with "
-            "pip install 'headwater[png]', or write an interactive page with --html"
-        )
-
-
-def _write_png(diagram: PhaseDiagram, path: str) -> None:
-    from headwater.reports import to_figure
-
-    figure = to_figure(diagram, template="light")
-    try:
-        figure.write_image(Path(path), format="png", width=1000, height=figure.layout.height, scale=2)
-    except Exception as error:  # kaleido raises its own kinds, for a browser that is missing or does not start
-        raise OutputError(
-            f"--png {path}: kaleido could not draw the picture ({type(error).__name__}: {' '.join(str(error).split())}); it "
-            "needs a Chrome or Chromium browser, which BROWSER_PATH may name. --html needs neither"
-        ) from error

@@ -347,9 +347,19 @@ class Run(Displayed):
 
     def _tensor(self, name: str, quantity: Quantity) -> tuple[int, WatchedTensor]:
         kind = _kind_of(quantity)
-        numbers = {t: number for number, t in self._history.tensors().items() if t.kind == kind}
-        found = find_row(list(numbers), name, kind)
-        return numbers[found], found
+        by_name = self._history.remembered(f"{kind}s by name", lambda: self._by_name(kind))
+        if name not in by_name:
+            find_row([tensor for _, tensor in by_name.values()], name, kind)  # raises, and suggests near names
+        return by_name[name]
+
+    def _by_name(self, kind: str) -> dict[str, tuple[int, WatchedTensor]]:
+        """Tensors of a kind by name and alias; a name goes before another tensor's alias."""
+        of_kind = [(number, tensor) for number, tensor in self._history.tensors().items() if tensor.kind == kind]
+        found: dict[str, tuple[int, WatchedTensor]] = {tensor.name: (number, tensor) for number, tensor in of_kind}
+        for number, tensor in of_kind:
+            for alias in tensor.aliases:
+                found.setdefault(alias, (number, tensor))
+        return found
 
     def _readings(self, quantity: Quantity, name: str) -> Readings:
         readings = Readings(name)
