@@ -78,6 +78,21 @@ class Schedule:
             return False
         return step - self.start in EARLY_STEPS or step % (self.every * self.stretch) == 0
 
+    def following(self, step: int) -> int:
+        """The first recorded step after another one.
+
+        Args:
+            step: optimizer step, from 0.
+
+        Returns:
+            Its number; one that is never reached when none follows.
+        """
+        interval = self.every * self.stretch
+        early = [self.start + i for i in EARLY_STEPS if self.start + i > step]
+        candidates = [max(self.start, step + 1), *early, -(-max(self.start, step + 1) // interval) * interval]
+        found = [i for i in candidates if i > step and self.records(i)]
+        return min(found, default=2**62)
+
     def samples(self, step: int) -> bool:
         """Whether layers are looked at in a step.
 

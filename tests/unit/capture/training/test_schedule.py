@@ -58,3 +58,11 @@ def test_a_resumed_schedule_goes_on_with_its_interval() -> None:
     schedule, other = Schedule(stretch=4), Schedule()
     other.load_state_dict(schedule.state_dict())
     assert other.stretch == 4
+
+
+@pytest.mark.parametrize("schedule", [Schedule(), Schedule(every=3, start=7, stop=40), Schedule(every=4, stretch=2)])
+def test_the_following_recorded_step_is_the_next_one_of_the_list(schedule: Schedule) -> None:
+    steps = recorded(schedule, 200)
+    for step in range(100):
+        later = [i for i in steps if i > step]
+        assert schedule.following(step) == (later[0] if later else 2**62)
