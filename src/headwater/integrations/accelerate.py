@@ -106,7 +106,10 @@ class AcceleratedWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self.detach()
-        return isinstance(error, TrainingStopped)
+        if isinstance(error, TrainingStopped):
+            self._accelerator.set_trigger()
+            return True
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
 from torch import Tensor
 
 import headwater
+from headwater.integrations.stopping import StoppableStep
 from headwater.records.finding import Finding
 
 __all__ = ["FrontEnd", "StepLoss"]
@@ -75,14 +76,18 @@ class FrontEnd:
         self._options = {"every": every, **options}
         self._attached = False
         self._restored: Mapping[str, Any] | None = None
+        self._stopped = False
+        self._guards: list[StoppableStep] = []
 
-    def begin(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> None:
+    def begin(self, model: Any, optimizer: Any = None, *, scaler: Any = None, stoppable: Iterable[Any] = ()) -> None:
         """Begin to watch; what was watched before is let go.
 
         Args:
             model: as for :func:`headwater.watch`.
             optimizer: as for :func:`headwater.watch`.
             scaler: the framework's own loss scaler; an option that the user gave comes first.
+            stoppable: what the framework calls ``step`` of, where it is not to see
+                :class:`~headwater.errors.TrainingStopped`; then ``should_stop`` tells.
         """
         self.end()
         options = dict(self._options)
@@ -93,13 +98,21 @@ class FrontEnd:
             watch.load_state_dict(self._restored)
             self._restored = None
         watch.attach()
-        self.watch, self.loss, self._attached = watch, StepLoss(), True
+        self.watch, self.loss, self._attached, self._stopped = watch, StepLoss(), True, False
+        if self.is_on:
+            self._guards = [StoppableStep(each, self._stop) for each in stoppable]
 
     def end(self) -> None:
         """Let the model go and write what is buffered; nothing happens when nothing is watched."""
+        for guard in self._guards:
+            guard.remove()
+        self._guards = []
         if self.watch is not None and self._attached:
             self._attached = False
             self.watch.detach()
+
+    def _stop(self) -> None:
+        self._stopped = True
 
     def give_loss(self, *, mean: bool = False, group: str | None = None) -> None:
         """Tell the watch the loss of the step in progress; nothing is told when none was seen.
@@ -120,7 +133,7 @@ class FrontEnd:
     @property
     def should_stop(self) -> bool:
         """Whether an alert asked to stop."""
-        return self.watch is not None and self.watch.should_stop
+        return self._stopped or (self.watch is not None and self.watch.should_stop)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

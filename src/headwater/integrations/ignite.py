@@ -124,12 +124,10 @@ class AttachedWatch:
 
     def _started(self) -> None:
         self._ended()
-        self._front_end.begin(self._model, self._optimizer)
+        optimizers = optimizers_in(self._model, self._optimizer)
+        self._front_end.begin(self._model, self._optimizer, stoppable=optimizers)
         if self._front_end.is_on:
-            self._hooks = [
-                optimizer.register_step_post_hook(self._note_step)
-                for optimizer in optimizers_in(self._model, self._optimizer)
-            ]
+            self._hooks = [optimizer.register_step_post_hook(self._note_step) for optimizer in optimizers]
 
     def _note_step(self, *_: Any) -> None:
         self._stepped = True

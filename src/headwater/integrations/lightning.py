@@ -66,9 +66,9 @@ class GradientMonitor(_Callback):  # type: ignore[misc]  # the base class has no
         if len(optimizers) > 1:
             grouped = pairs(pl_module, optimizers)
             self._groups = {id(optimizer): name for name, (_, optimizer) in grouped.items()}
-            self._front_end.begin(grouped, scaler=scaler)
+            self._front_end.begin(grouped, scaler=scaler, stoppable=optimizers)
         elif optimizers:
-            self._front_end.begin(pl_module, optimizers[0], scaler=scaler)
+            self._front_end.begin(pl_module, optimizers[0], scaler=scaler, stoppable=optimizers)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """See the loss of a (micro-)batch."""

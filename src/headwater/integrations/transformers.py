@@ -67,7 +67,9 @@ class GradientMonitor(_TrainerCallback):  # type: ignore[misc]  # the base class
         saved = Path(args.output_dir, f"checkpoint-{state.global_step}", STATE_FILE)
         if state.global_step and saved.is_file():
             self._front_end.load_state_dict(json.loads(saved.read_text(encoding="utf-8")))
-        self._front_end.begin(model, bare_optimizer(optimizer), scaler=getattr(optimizer, "scaler", None))
+        self._front_end.begin(
+            model, bare_optimizer(optimizer), scaler=getattr(optimizer, "scaler", None), stoppable=[optimizer]
+        )
         self._unhook()
         if self._front_end.is_on:
             self._root_hook = model.register_forward_hook(self._see_loss, with_kwargs=True)
