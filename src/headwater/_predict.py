@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headwater.capture.meta_run import Prediction, predict_run
+from headwater.capture.meta_prediction import Prediction
+from headwater.capture.meta_run import predict_run
 from headwater.capture.tensors import tensors_in
 from headwater.errors import InputError
-from headwater.records.budget import Budget, BudgetStep
+from headwater.records.budget import Budget, BudgetStep, WeightShare
 from headwater.records.forecast import Forecast, ForecastCoverage, LayerForecast, ParameterForecast
+from headwater.records.time_forecast import TimeForecast
 from headwater.theory.assumptions import NARROW, about_inputs, about_laws, about_widths
 
 __all__ = ["predict"]
@@ -162,6 +164,18 @@ def _forecast(prediction: Prediction, inputs: Any) -> Forecast:
         dtype=prediction.dtype,
         torch_version=str(torch.__version__),
         headwater_version=__version__,
+        times=tuple(
+            TimeForecast(
+                layer=name,
+                state=t.state,
+                stack=t.stack,
+                reverse=t.reverse,
+                activation_rms_log10=t.activation_rms_log10,
+                gradient_rms_log10=t.gradient_rms_log10,
+            )
+            for name, states in prediction.times.items()
+            for t in states
+        ),
     )
 
 
@@ -177,7 +191,20 @@ def _budget(prediction: Prediction) -> Budget:
         change = b.rms_log10 - a.rms_log10
         width = 0.5 * (math.log10(max(1, lower.elements)) - math.log10(max(1, upper.elements)))
         steps.append(BudgetStep(lower.next_layer or "loss", lower.kind, change, change + width))
-    return Budget(tuple(steps), (), cut)
+    return Budget(tuple(steps), tuple(_weight_shares(prediction)), cut)
+
+
+def _weight_shares(prediction: Prediction) -> Iterator[WeightShare]:
+    """What makes up each weight's gradient, as of a measurement."""
+    layers = {row.name: row for row in prediction.layers}
+    for p in prediction.parameters:
+        layer = layers.get(p.layer or "")
+        if p.role not in ("weight", "attention") or p.gradient is None or layer is None or layer.gradient is None:
+            continue
+        weight, activation, gradient = p.gradient.rms_log10, layer.input_rms_log10, layer.gradient.rms_log10
+        if activation is None or not all(math.isfinite(v) for v in (weight, activation, gradient)):
+            continue
+        yield WeightShare(p.name, weight, activation, gradient, weight - activation - gradient)
 
 
 def _assumptions(prediction: Prediction, inputs: Any) -> list[str]:

@@ -324,3 +324,41 @@ def test_a_gate_that_takes_its_bias_apart_by_hand_is_unknown() -> None:
             return out
 
     assert "inner.weight" in unknown(ByHand, torch.randn(4, 32))
+
+
+def test_a_forecast_has_the_gradient_over_time_under_the_names_of_a_measurement() -> None:
+    torch.manual_seed(100)
+    x = torch.randn(8, 6, 32)
+    forecast = predict(lambda: LastStep("LSTM", num_layers=2), x)
+    profile = hw.measure(LastStep("LSTM", num_layers=2), x)
+    assert {(t.layer, t.state, t.stack, t.reverse) for t in forecast.times} <= {
+        (t.layer, t.state, t.stack, t.reverse) for t in profile.times
+    }
+    for state in ("hidden", "cell"):
+        for stack in (None, 0, 1):
+            expected = profile.through_time("layer", state, stack=stack)
+            found = forecast.through_time("layer", state, stack=stack)
+            # One draw of width 64 over six steps: 0.1 decades are allowed, a factor of 1.26.
+            assert found == pytest.approx(expected, rel=0.26), (state, stack)
+    assert len(forecast.through_time("layer", kind="activation")) == 6
+    comparison = forecast.compare(profile)
+    assert len(comparison.times) == 4
+    assert comparison.time_error_decades < 0.1
+    assert hw.Forecast.from_json(forecast.to_json()) == forecast
+
+
+def test_a_cell_in_a_loop_is_one_state_over_its_calls() -> None:
+    torch.manual_seed(100)
+    x = torch.randn(8, 6, 32)
+    forecast = predict(lambda: CellLoop("RNNCell"), x)
+    profile = hw.measure(CellLoop("RNNCell"), x)
+    assert forecast.through_time("cell") == pytest.approx(profile.through_time("cell"), rel=0.3)
+    assert len(forecast.through_time("cell", kind="activation")) == 6
+
+
+def test_a_look_up_of_what_is_not_there_names_what_is() -> None:
+    forecast = predict(lambda: LastStep("GRU"), torch.randn(8, 6, 32))
+    with pytest.raises(KeyError, match="no recurrent layer named 'lstm'"):
+        forecast.through_time("lstm")
+    with pytest.raises(KeyError, match="no gradient of state='cell'"):
+        forecast.through_time("layer", "cell")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headwater.capture._torch_compat import OperationMode, functions_unseen, memory_key, truncated_normal_on_meta
+from headwater.capture._torch_compat import OperationMode, memory_key, truncated_normal_on_meta
 from headwater.capture.graph import walk
 from headwater.capture.loss_run import LossRun
 from headwater.capture.meta_model import (
@@ -22,99 +19,29 @@ from headwater.capture.meta_model import (
     draw_truncated,
     initialise_late,
     input_twins,
-    law_of_values,
     model_on_meta,
     silent_initialisers_heard,
 )
-from headwater.capture.names import ROOT, clean_names
+from headwater.capture.meta_prediction import Prediction
+from headwater.capture.meta_recorder import MomentRecorder
+from headwater.capture.meta_rows import (
+    predicted_layer_rows,
+    predicted_parameter,
+    predicted_points,
+    predicted_times,
+    watch_points,
+)
+from headwater.capture.names import clean_names
 from headwater.capture.parameters import NamedParameter, list_parameters
-from headwater.capture.recorder import Call, Recorder, Row
-from headwater.capture.recurrent_on_meta import PredictedTimes, StateOverTime, recurrences_followed
+from headwater.capture.recurrent_on_meta import recurrences_followed
 from headwater.capture.session import _Naming, _owners, _scalar
 from headwater.capture.tensors import tensors_in
-from headwater.capture.trunk import Trunk, find_trunk
+from headwater.capture.trunk import find_trunk
 from headwater.errors import NothingObservedError
-from headwater.records import LayerKind, Statistics
-from headwater.records.profile import LossSource, TrunkKind
 from headwater.theory.assumptions import about_values
-from headwater.theory.forecast import SAMPLES_ALONG_TIME, Engine, Known, Law, Signal, Source
+from headwater.theory.forecast import SAMPLES_ALONG_TIME, Engine, Known
 
-__all__ = ["Moments", "PredictedLayer", "PredictedParameter", "Prediction", "predict_run"]
-
-_LARGEST_SAMPLE = 1 << 22  # elements of known values that moments are taken of; chosen by us
-_NO_STATISTICS = Statistics.of([])
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What is forecast of one tensor.
-
-    Attributes:
-        rms_log10: mean over draws of log10 rms; -inf for zeros.
-        spread: relative variance of the mean square between draws.
-    """
-
-    rms_log10: float
-    spread: float
-
-
-@dataclass
-class PredictedLayer:
-    """One tensor of one module call."""
-
-    name: str
-    type: str
-    kind: LayerKind
-    on_trunk: bool
-    shape: tuple[int, ...]
-    aliases: tuple[str, ...]
-    parameters: tuple[str, ...]
-    activation: Moments | None
-    gradient: Moments | None
-    unknown: str | None
-
-
-@dataclass
-class PredictedParameter:
-    """One parameter's gradient."""
-
-    name: str
-    aliases: tuple[str, ...]
-    shape: tuple[int, ...]
-    layer: str | None
-    value_mean: float
-    value_variance: float
-    gradient: Moments | None
-    unknown: str | None
-
-
-@dataclass
-class PredictedPoint:
-    """One tensor on the trunk."""
-
-    kind: TrunkKind
-    layer: str | None
-    next_layer: str | None
-    elements: int
-    gradient: Moments | None
-
-
-@dataclass
-class Prediction:
-    """What a run on the meta device showed."""
-
-    layers: list[PredictedLayer]
-    parameters: list[PredictedParameter]
-    trunk: list[PredictedPoint]
-    unruled: dict[str, str]
-    operations: int
-    loss_source: LossSource
-    batch_size: int | None
-    model_type: str
-    dtype: str
-    times: dict[str, list[StateOverTime]] = field(default_factory=dict)
-    assumptions: list[str] = field(default_factory=list)
-
+__all__ = ["predict_run"]
 
 _VIEWS_IN_PLACE = {"transpose_", "t_", "squeeze_", "unsqueeze_"}
 
@@ -169,100 +96,6 @@ def _flat(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for v in value:
             yield from _flat(v)
-
-
-class _MomentRecorder(Recorder):
-    """Rows like those of a measurement, with what the engine knows instead of statistics."""
-
-    def __init__(self, names: Mapping[nn.Module, tuple[str, ...]], batch_size: int | None, engine: Engine) -> None:
-        super().__init__(names, lambda name, thing, *owner: True, batch_size)
-        self.engine = engine
-        self.activations: dict[int, Any] = {}
-        self.gradients: dict[int, list[Any]] = {}
-
-    def _new_row(self, call: Call, path: str, kind: LayerKind, type_name: str, tensor: Tensor) -> Row:
-        row = Row(call, path, kind, type_name, tuple(tensor.shape), tensor.dtype, _NO_STATISTICS)
-        row.requires_grad = tensor.requires_grad
-        self.rows.append(row)
-        self.activations[id(row)] = self.engine.look_up(tensor)
-        if tensor.requires_grad:
-            row.node, row.output_number = tensor.grad_fn, tensor.output_nr
-            if row.node is not None:
-                self._by_node[row.node, row.output_number] = row
-            found = self.gradients.setdefault(id(row), [])
-
-            def arrived(gradient: Tensor | None) -> None:
-                if self.phase == "backward" and gradient is not None:
-                    found.append(self.engine.look_up(gradient))
-
-            self._handles.append(tensor.register_hook(arrived))
-        else:
-            self._by_identity[id(tensor)] = (weakref.ref(tensor), tensor._version, row)
-        return row
-
-    def _watch_recurrent(self, call: Any, output: Any) -> None:
-        pass  # the engine follows the gradient over time
-
-    def _rms_log10(self, call: Call, source: Tensor) -> float | None:
-        return None
-
-    def _record(self, call: Call, path: str, tensor: Tensor, args: tuple[Any, ...]) -> None:
-        known = self._known(tensor)
-        if known is not None:
-            known.aliases += [n for n in self.names[call.module] if n not in known.aliases and n != known.call.name]
-            return
-        row = self._new_row(call, path, call.kind, type(call.module).__name__, tensor)
-        row.aliases += self.names[call.module][1:]
-
-    def function_called(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-    ) -> None:
-        with torch.no_grad(), functions_unseen():
-            self._functional_row(name.rstrip("_"), "activation", out)
-
-    def softmax_called(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        with torch.no_grad(), functions_unseen():
-            self._functional_row("softmax", "softmax", out)
-
-
-# -------------------------------------------------------------------- moments out of what is known
-
-
-def moments_of(thing: Any) -> tuple[Moments | None, str | None]:
-    """Mean over draws of log10 rms of a tensor, or why it is unknown.
-
-    E log10 √Q ≈ log10 √E Q - v / (4 ln 10), v the relative variance of the mean square Q: the mean of the logarithm of a
-    narrow log-normal law (Hanin, NeurIPS 2018: v = 5 Σ 1/n for ReLU networks).
-
-    Args:
-        thing: what the engine knows.
-
-    Returns:
-        The moments, or None and the operation that nothing is known after.
-    """
-    if isinstance(thing, Source):
-        return None, thing.operation
-    if thing is None:
-        return None, "it was not seen"
-    if isinstance(thing, Known):
-        value = thing.value.detach().reshape(-1)
-        value = value[:: max(1, value.numel() // _LARGEST_SAMPLE)].abs().double()
-        square = float(value.square().mean()) if value.numel() else 0.0
-        return Moments(_half_log10(square), 0.0), None
-    if isinstance(thing, Law):
-        return Moments(_half_log10(thing.square), 0.0), None
-    assert isinstance(thing, Signal)
-    if thing.structure is not None:
-        return None, None  # attention weights, log-probabilities and losses: what matters of them is not their size
-    average, spread = thing.stats.average(), max(0.0, thing.spread)
-    if not (math.isfinite(average) and math.isfinite(spread)):
-        return None, "moments beyond the range of float64"
-    # Layers add to v one by one, as they do to the variance of the logarithm.
-    return Moments(_half_log10(average) - spread / (4.0 * math.log(10.0)), spread), None
-
-
-def _half_log10(square: float) -> float:
-    return 0.5 * math.log10(square) if square > 0.0 else -math.inf
 
 
 # -------------------------------------------------------------------- the run
@@ -341,7 +174,7 @@ def _predict_run(
     meta_targets = input_twins(targets, engine, batch_dimension, input_moments)
     run = LossRun(meta_inputs, meta_targets, loss_fn, None)
     names = clean_names(twin)
-    recorder = _MomentRecorder(names, engine.samples, engine)
+    recorder = MomentRecorder(names, engine.samples, engine)
     with ExitStack() as stack:
         for context in (sdpa_kernel(SDPBackend.MATH), _quiet(), torch.enable_grad(), mode, recorder.attached()):
             stack.enter_context(context)
@@ -354,7 +187,7 @@ def _predict_run(
         trainable = {id(p.tensor): p.tensor for p in parameters if p.tensor.requires_grad}
         graph = walk([loss.grad_fn])
         trunk = find_trunk(graph, recorder.rows, recorder.calls, trainable)
-        arrived = _watch_points(trunk, engine, recorder)
+        arrived = watch_points(trunk, engine, recorder)
         recorder.phase = "backward"
         gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
     found = {key: g for key, g in zip(trainable, gradients, strict=True) if g is not None}
@@ -365,17 +198,18 @@ def _predict_run(
     naming = _Naming(recorder, names)
     owners = _owners(parameters, recorder, naming, names)
     floating = next((p.tensor for p in parameters if p.tensor.is_floating_point()), None)
+    layers = predicted_layer_rows(recorder, trunk, naming, owners, parameters, times)
     return Prediction(
-        layers=_layers(recorder, trunk, naming, owners, parameters, times),
-        parameters=[_parameter(p, found, owners, engine) for p in parameters],
-        trunk=_points(trunk, arrived, naming),
+        layers=layers,
+        parameters=[predicted_parameter(p, found, owners, engine) for p in parameters],
+        trunk=predicted_points(trunk, arrived, naming),
         unruled={name: engine.reasons[name] for name in engine.unruled},
         operations=mode.operations,
         loss_source=run.source,
         batch_size=run.batch_size,
         model_type=type(twin).__name__,
         dtype="float32" if floating is None else str(floating.dtype).removeprefix("torch."),
-        times=_times(recorder, naming, times),
+        times=predicted_times(recorder, naming, layers, times),
         assumptions=[
             *times.assumptions(lambda module: names[module][0]),
             *about_values(_values(model, parameters, engine)),
@@ -394,100 +228,3 @@ def _values(
         known = engine.look_up(parameter.tensor)
         if isinstance(known, Known):
             yield parameter.name, known.value
-
-
-# -------------------------------------------------------------------- rows
-
-
-def _times(recorder: Recorder, naming: _Naming, times: PredictedTimes) -> dict[str, list[StateOverTime]]:
-    """By name of the row, as ``TimeProfile.layer``."""
-    found: dict[str, list[StateOverTime]] = {}
-    for row in recorder.rows:
-        if isinstance(row.call.module, nn.RNNBase | nn.RNNCellBase) and row.path in ("", "[0]"):
-            states = times.of(row.call.module, row.call.index)
-            if states:
-                found[naming.of_row(row)] = states
-    return found
-
-
-def _layers(
-    recorder: _MomentRecorder,
-    trunk: Trunk,
-    naming: _Naming,
-    owners: Mapping[int, str],
-    parameters: Sequence[NamedParameter],
-    times: PredictedTimes,
-) -> list[PredictedLayer]:
-    owned: dict[str, list[str]] = {}
-    for parameter in parameters:
-        if id(parameter.tensor) in owners:
-            owned.setdefault(owners[id(parameter.tensor)], []).append(parameter.name)
-    layers = []
-    for row in recorder.rows:
-        activation, lost = moments_of(recorder.activations[id(row)])
-        arrived = recorder.gradients.get(id(row), [])
-        gradient, no_gradient = moments_of(arrived[-1]) if arrived else (None, None)
-        if row.path == "[1]" and (whole := times.cell_gradient(row.call.module, row.call.index)) is not None:
-            gradient, no_gradient = Moments(whole, 0.0), None  # h comes from c inside the cell, out of the hook's sight
-        name = naming.of_row(row)
-        layers.append(
-            PredictedLayer(
-                name=name,
-                type=row.type,
-                kind=row.kind,
-                on_trunk=trunk.on_trunk(row),
-                shape=row.shape,
-                aliases=tuple(dict.fromkeys(a or ROOT for a in row.aliases)),
-                parameters=tuple(owned.get(name, ())),
-                activation=activation,
-                gradient=gradient,
-                unknown=no_gradient or lost,
-            )
-        )
-    return layers
-
-
-def _parameter(
-    parameter: NamedParameter, gradients: Mapping[int, Tensor], owners: Mapping[int, str], engine: Engine
-) -> PredictedParameter:
-    gradient = gradients.get(id(parameter.tensor))
-    law = engine.look_up(parameter.tensor)
-    if isinstance(law, Known) and law.value.numel():
-        law = law_of_values(law.value)
-    moments, lost = (None, None) if gradient is None else moments_of(engine.look_up(gradient))
-    return PredictedParameter(
-        name=parameter.name,
-        aliases=tuple(parameter.aliases),
-        shape=tuple(parameter.tensor.shape),
-        layer=owners.get(id(parameter.tensor)),
-        value_mean=law.mean if isinstance(law, Law) else math.nan,
-        value_variance=law.variance if isinstance(law, Law) else math.nan,
-        gradient=moments,
-        unknown=lost,
-    )
-
-
-def _watch_points(trunk: Trunk, engine: Engine, recorder: Recorder) -> dict[Any, tuple[int, Any]]:
-    arrived: dict[Any, tuple[int, Any]] = {}
-    for node in _trunk_nodes(trunk):
-
-        def keep(gradients: tuple[Tensor | None, ...], node: Any = node) -> None:
-            if gradients and gradients[0] is not None:
-                arrived[node] = gradients[0].numel(), engine.look_up(gradients[0])
-
-        recorder._handles.append(node.register_prehook(keep))
-    return arrived
-
-
-def _points(trunk: Trunk, arrived: Mapping[Any, tuple[int, Any]], naming: _Naming) -> list[PredictedPoint]:
-    points = []
-    for point, node in zip(trunk.points(naming.of_call), reversed(_trunk_nodes(trunk)), strict=False):
-        elements, thing = arrived.get(node, (0, None))
-        moments, _ = moments_of(thing)
-        points.append(PredictedPoint(point.kind, point.layer, point.next_layer, elements, moments))
-    return points
-
-
-def _trunk_nodes(trunk: Trunk) -> list[Any]:
-    """The nodes of ``trunk.points()``, loss side first."""
-    return [point.node for point in trunk._points]

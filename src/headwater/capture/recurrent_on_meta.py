@@ -26,15 +26,15 @@ class StateOverTime:
         state: ``hidden``, or ``cell`` of an LSTM.
         stack: which of the stacked layers, from 0.
         reverse: whether this is the backward direction of a bidirectional layer.
-        activation_rms_log10: log10 rms(h_t), t = 0 first; empty for cells.
-        gradient_rms_log10: log10 rms(∂L/∂h_t), t = 0 first; empty where no gradient came back.
+        activation_rms_log10: log10 rms(h_t), t = 0 first; empty for an LSTM's cells, None where it is unknown.
+        gradient_rms_log10: log10 rms(∂L/∂h_t), t = 0 first; empty where no gradient came back, None where it is unknown.
     """
 
     state: Literal["hidden", "cell"]
     stack: int
     reverse: bool
-    activation_rms_log10: tuple[float, ...]
-    gradient_rms_log10: tuple[float, ...]
+    activation_rms_log10: tuple[float | None, ...]
+    gradient_rms_log10: tuple[float | None, ...]
 
 
 @dataclass

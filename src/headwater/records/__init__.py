@@ -39,6 +39,7 @@ from headwater.records.step import (
 )
 from headwater.records.step_profile import RunContext, profile_of_step
 from headwater.records.study import StudyResult
+from headwater.records.time_forecast import TimeComparison, TimeForecast
 
 __all__ = [
     "NORM_COLUMNS",
@@ -77,6 +78,8 @@ __all__ = [
     "Statistics",
     "StepRecord",
     "StudyResult",
+    "TimeComparison",
+    "TimeForecast",
     "TimeProfile",
     "TrunkPoint",
     "UpdateProfile",

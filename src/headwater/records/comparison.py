@@ -11,6 +11,7 @@ from headwater.errors import InputError
 from headwater.records.finding import Evidence, Finding, Severity
 from headwater.records.profile import ParameterProfile, Profile
 from headwater.records.saved import Saved
+from headwater.records.time_forecast import TimeComparison, compare_times
 
 if TYPE_CHECKING:
     from headwater.records.forecast import Forecast, LayerForecast
@@ -70,6 +71,7 @@ class Comparison(Saved):
         unmatched: measured layers without a forecast.
         findings: one (HW701, a warning) when trunk layers leave the band: from which layer on, by how much, what may be
             the cause and what to try; empty otherwise.
+        times: gradients over time of the recurrent layers that both have; absolute, not relative to a layer.
     """
 
     SCHEMA: ClassVar[str] = "headwater.comparison"
@@ -81,6 +83,19 @@ class Comparison(Saved):
     outside: tuple[str, ...]
     unmatched: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    times: tuple[TimeComparison, ...] = ()
+
+    @property
+    def time_error_decades(self) -> float:
+        """RMS error of log10 rms(∂L/∂h_t) over all steps and states; NaN without a recurrent layer."""
+        return _rms(
+            [
+                b - a
+                for time in self.times
+                for a, b in zip(time.forecast_log10, time.measured_log10, strict=True)
+                if a is not None and b is not None
+            ]
+        )
 
     def sentence(self) -> str:
         """The comparison in one sentence."""
@@ -159,6 +174,7 @@ def compare_forecast(forecast: Forecast, profile: Profile) -> Comparison:
         outside=tuple(row.name for row in leaving),
         unmatched=tuple(unmatched),
         findings=(_departure(forecast, profile, leaving),) if leaving else (),
+        times=compare_times(forecast.times, profile.times),
     )
 
 

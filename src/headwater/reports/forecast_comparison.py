@@ -79,6 +79,7 @@ def _errors_line(comparison: Comparison) -> Block:
             (comparison.rms_error_decades, "along the trunk"),
             (comparison.branch_error_decades, "on branches"),
             (comparison.weight_error_decades, "of the parameters' gradients"),
+            (comparison.time_error_decades, "over time steps"),
         )
         if not math.isnan(value)
     ]

@@ -67,6 +67,7 @@ def build_forecast_document(forecast: Forecast, *, full: bool = False) -> Docume
         blocks.append(_layer_table(forecast, full))
     blocks += _trunk_lines(forecast)
     blocks += _budget_blocks(forecast, full)
+    blocks += _time_lines(forecast)
     if _known_trunk(forecast):
         blocks.append(_formats_line(forecast))
     blocks.append(_coverage(forecast))
@@ -166,6 +167,25 @@ def _budget_blocks(forecast: Forecast, full: bool) -> list[Block]:
     return [line, budget_table(budget, max_rows=None, collapsed=len(budget.steps) > 20)] if full else [line]
 
 
+def _time_lines(forecast: Forecast) -> list[Block]:
+    """How far the gradient changes over the steps of each recurrent state, on one line."""
+    parts = []
+    for time in forecast.times:
+        change = time.decades
+        if math.isnan(change) or len(time.gradient_rms_log10) < 2:
+            continue
+        name = (
+            f"`{literal(time.layer)}`{f' layer {time.stack}' if time.stack else ''}{' reverse' if time.reverse else ''}"
+        )
+        text = decades(change) if math.isfinite(change) else "none arrives"
+        parts.append(f"{name} ∂L/∂{'c' if time.state == 'cell' else 'h'} {text}")
+    if not parts:
+        return []
+    more = f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
+    steps = max(len(time.gradient_rms_log10) for time in forecast.times)
+    return [Paragraph(f"**Over time:** t = 0 against t = {steps - 1}: {'; '.join(parts[:_NAMED])}{more}.")]
+
+
 def _steps(xi: float) -> str:
     return count_layers(xi).replace("layer", "step")
 
@@ -200,7 +220,7 @@ def _coverage(forecast: Forecast) -> Block:
     coverage = forecast.coverage
     names = list(coverage.unruled.items())
     if not names:
-        text = f"a rule for each of {coverage.operations:,} operations"
+        text = f"{'a rule for each of ' if coverage.complete else ''}{coverage.operations:,} operations"
     else:
         shown = "; ".join(
             f"`{literal(name)}`" + ("" if reason == "no rule" else f" ({literal(reason)})")

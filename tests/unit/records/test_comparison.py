@@ -131,3 +131,17 @@ def test_nothing_in_common_is_no_departure() -> None:
     comparison = predict(make, x).compare(hw.measure(nn.Linear(WIDTH, 3), x))
     assert math.isnan(comparison.rms_error_decades)
     assert comparison.findings == ()
+
+
+def test_a_forecast_accounts_for_weight_gradients_as_a_diagnosis_does() -> None:
+    x, y = batch()
+    forecast = predict(make, x, y, F.cross_entropy)
+    measured = hw.diagnose(make(), x, y, F.cross_entropy).budget.weights
+    assert [share.name for share in forecast.budget.weights] == [share.name for share in measured]
+    for mine, theirs in zip(forecast.budget.weights, measured, strict=True):
+        # One draw of width 64: the activation moves by about √(1/64)/2 · 0.43 decades per layer.
+        assert mine.activation_log10 == pytest.approx(theirs.activation_log10, abs=0.06), mine.name
+        assert mine.alignment_log10 == pytest.approx(theirs.alignment_log10, abs=0.06), mine.name
+        assert mine.weight_gradient_log10 == pytest.approx(
+            mine.activation_log10 + mine.gradient_log10 + mine.alignment_log10
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from headwater.errors import InputError
 from headwater.records.budget import Budget
 from headwater.records.forecast import Forecast, ForecastCoverage, LayerForecast
+from headwater.records.time_forecast import TimeForecast
 
 
 def forecast(*gradients_log10: float | None) -> Forecast:
@@ -97,3 +99,30 @@ def test_the_table_has_no_number_where_nothing_is_known() -> None:
     assert rows[0]["gradient_rms"] == pytest.approx(1e-3)
     assert rows[1]["gradient_rms"] is None
     assert "odd" in str(rows[1]["unknown"])
+
+
+def test_coverage_claims_a_rule_for_each_operation_only_where_everything_is_known() -> None:
+    assert str(ForecastCoverage(operations=7)) == "a rule for each of 7 operations"
+    lost = ForecastCoverage(operations=7, unknown_layers=("a", "b"), unknown_parameters=("a.weight",))
+    assert str(lost) == "7 operations; 2 layers and 1 parameters are unknown"
+
+
+def test_steps_of_several_stacks_are_pooled_as_mean_squares() -> None:
+    def state(stack: int, *gradients: float | None) -> TimeForecast:
+        return TimeForecast(
+            layer="rnn",
+            state="hidden",
+            stack=stack,
+            reverse=False,
+            activation_rms_log10=(),
+            gradient_rms_log10=gradients,
+        )
+
+    record = dataclasses.replace(forecast(-1.0), times=(state(0, 0.0, None), state(1, math.log10(7.0), 0.0)))
+    # √((1² + 7²)/2) = 5; a step that one of them does not know is not known.
+    pooled = record.through_time("rnn")
+    assert pooled[0] == pytest.approx(5.0)
+    assert math.isnan(pooled[1])
+    assert record.through_time("rnn", stack=1) == pytest.approx((7.0, 1.0))
+    with pytest.raises(KeyError, match="no activation"):
+        record.through_time("rnn", kind="activation")
