@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,6 +145,10 @@ class LayerWatch:
         self._first_index: dict[int, int] = {}
         self._list()
         self._unsafe: set[tuple[int, int, str]] = set()
+        self._with_units = True
+        self._signature: Sequence[object] = []
+        self._tensors: tuple[WatchedTensor, ...] = ()
+        self._settled = False
         self._activations = Collector()
         self.gradients = Collector()
         self._clear()
@@ -188,13 +193,14 @@ class LayerWatch:
 
     # ---------------------------------------------------------------- life
 
-    def install(self, inventory: Inventory) -> None:
+    def install(self, *, units: bool = True) -> None:
         """Hang up the hooks for the step to come, where they are not there from the step before.
 
         Args:
-            inventory: the parameters.
+            units: look for dead and saturated units too.
         """
         self._clear()
+        self._with_units = units
         self.step += 1
         self.open = True
         if self.silent:
@@ -271,11 +277,14 @@ class LayerWatch:
             return
         row = _Row(index, call, path, tuple(tensor.shape), tensor.dtype, 0, node, number)
         # What a later operation overwrites in place is read at once; which outputs these are, the first step shows.
-        row.slot = self._activations.add(tensor, at_once=not self._placed or row.key in self._unsafe)
+        at_once = not self._placed or (bool(self._unsafe) and row.key in self._unsafe)
+        row.slot = self._activations.add(tensor, at_once=at_once)
         self._known[key] = row
         self._gave_rows.add(index)
         self._rows.append(row)
-        if layer.kind in ("activation", "other") and (function := self._function(layer)) is not None:
+        if not self._with_units or layer.kind not in ("activation", "other"):
+            pass
+        elif (function := self._function(layer)) is not None:
             row.units = read_units(
                 self._slopes,
                 function,
@@ -421,7 +430,12 @@ class LayerWatch:
         if not rows:
             return []
         columns = columns_of("all")
-        tensors = tuple(self._tensor(row, order) for order, row in enumerate(rows))
+        # Most often the same layers as last time: then the very same records.
+        signature = [(row.index, row.call, row.path, row.shape, row.dtype) for row in rows]
+        if signature != self._signature or not self._settled:
+            self._tensors = tuple(self._tensor(row, order) for order, row in enumerate(rows))
+            self._signature, self._settled = signature, self._trunk is not None
+        tensors = self._tensors
         self._activations.finish()
         self.gradients.finish()
         pieces = [Piece("activation", None, tensors, columns, self._activations.table())]

@@ -78,6 +78,19 @@ class Schedule:
             return False
         return step - self.start in EARLY_STEPS or step % (self.every * self.stretch) == 0
 
+    def reads_values(self, step: int) -> bool:
+        """Whether the parameters' values are read in a step: they change slowly, so on few steps, however often layers are.
+
+        Args:
+            step: optimizer step, from 0.
+
+        Returns:
+            True for the early steps and every tenth of those that ``every`` picks.
+        """
+        if not self.records(step):
+            return False
+        return step - self.start in EARLY_STEPS or step % (self.every * self.stretch * SAMPLE_EVERY) == 0
+
     def following(self, step: int) -> int:
         """The first recorded step after another one.
 
@@ -104,9 +117,7 @@ class Schedule:
         """
         if self.activations is None or not self.records(step):
             return False
-        if self.activations == "recorded" or step - self.start in EARLY_STEPS:
-            return True
-        return step % (self.every * self.stretch * SAMPLE_EVERY) == 0
+        return self.activations == "recorded" or self.reads_values(step)
 
     def adapt(self, spent_seconds: float, elapsed_seconds: float) -> bool:
         """Stretch the interval when recording costs more than it may, and relax it when it costs less than half.

@@ -102,7 +102,9 @@ class UnitWindows:
         Returns:
             Layers, columns and rows.
         """
-        flags = bytes(map(int, masks.tolist()))  # a byte per unit, 1 for alive: their OR is that of two large integers
+        # A byte per unit, 1 for alive: their OR is that of two large integers. Flags from an accelerator come as numbers.
+        found = masks.tolist()
+        flags = bytes(found if masks.dtype == torch.uint8 else map(int, found))
         counts = iter([] if saturated is None else saturated.tolist())
         rows: list[list[float]] = []
         start = 0

@@ -25,6 +25,7 @@ def test_layers_are_sampled_early_and_on_every_tenth_of_the_recorded_steps() -> 
     assert [i for i in range(301) if schedule.samples(i)] == [0, 1, 2, 4, 8, 100, 200, 300]
     assert [i for i in range(41) if Schedule(activations="recorded").samples(i)] == recorded(schedule, 41)
     assert not any(Schedule(activations=None).samples(i) for i in range(41))
+    assert [i for i in range(301) if Schedule(activations=None).reads_values(i)] == [0, 1, 2, 4, 8, 100, 200, 300]
 
 
 def test_the_interval_doubles_above_the_limit_and_relaxes_below_half_of_it() -> None:
