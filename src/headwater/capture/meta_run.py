@@ -31,6 +31,7 @@ from headwater.capture.meta_rows import (
     predicted_times,
     watch_points,
 )
+from headwater.capture.meta_shapes import made_empty
 from headwater.capture.names import clean_names
 from headwater.capture.parameters import NamedParameter, list_parameters
 from headwater.capture.recurrent_on_meta import recurrences_followed
@@ -75,7 +76,9 @@ class _Following(OperationMode):
             known = self.engine.look_up(args[0])
             if isinstance(known, Known):
                 return known.value.item()
-        result = func(*args, **kwargs)
+        result = made_empty(name, func._overloadname, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         self._follow(name, args, kwargs, result, func)
         return result
 
