@@ -79,12 +79,11 @@ class StalledLayer:
             for t, s in zip(sizes.tensors, sizes.l2_log10, strict=True)
             if s == -math.inf and t.role in WEIGHT_ROLES
         }
-        fed = sum(
-            1 for t, s in zip(sizes.tensors, sizes.l2_log10, strict=True) if s > -math.inf and t.role in WEIGHT_ROLES
-        )
+        # A head's bias is fed whatever the weights get: where every unit below it is dead, it alone still is.
+        fed = sum(1 for size in sizes.l2_log10 if size > -math.inf)
         first_look = "looked" not in memory
         memory["looked"] = True
-        if not fed:  # nothing learns at all: zero loss, or a fault that stalls no layer in particular
+        if not fed:  # nothing gets a gradient: zero loss, or a fault that stalls no layer in particular
             return []
         if not now and not zero:
             return []
@@ -171,9 +170,9 @@ class StalledLayer:
                     "",
                     f"limit {self.first_steps if never else self.later_steps}",
                 ),
-                Evidence("weights with a gradient", fed),
+                Evidence("parameters with a gradient", fed),
             ),
-            cause=f"The gradient of {longest} has been exactly zero {since}{more}, while {fed} weights get one.",
+            cause=f"The gradient of {longest} has been exactly zero {since}{more}, while {fed} other parameter{'s get' if fed != 1 else ' gets'} one.",
             advice=(
                 "Run headwater.diagnose on one batch: it says whether these weights are cut off (a detach, a step function) or "
                 "multiplied by zero (two zero-initialised factors, dead units)."
