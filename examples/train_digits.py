@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from sklearn.datasets import load_digits
@@ -171,6 +172,7 @@ class Case:
         spoil: changes the pixels of that batch.
         clip: largest norm of the gradient; None does not clip.
         every: steps between two recorded ones.
+        activations: on which of them layers are looked at.
     """
 
     about: str
@@ -180,6 +182,7 @@ class Case:
     spoil: Callable[[Tensor], Tensor] = torch.Tensor.clone
     clip: float | None = None
     every: int = 10
+    activations: Literal["sampled", "recorded"] = "sampled"
 
 
 def one_empty_image(x: Tensor) -> Tensor:
@@ -194,9 +197,10 @@ CASES: dict[str, Case] = {
     "lstm": Case("sound: an LSTM over the 8 rows", RowReader),
     "lora": Case("sound: zero-initialised low-rank factors", adapted),
     "deep_sigmoid": Case("twelve sigmoid layers", deep_sigmoid, sgd(0.1)),
-    "exploding": Case("weights from N(0, 1)", standard_normal, sgd(1e-3)),
-    "dying_relu": Case("a learning rate that kills the ReLUs", mlp, sgd(3.0)),
-    "nan": Case("0 / 0 at step 120", whitened, fault_step=120, spoil=one_empty_image),
+    "exploding": Case("weights from N(0, 1)", standard_normal),
+    "overflowing": Case("weights from N(0, 1), and a step that such gradients do not bear", standard_normal, sgd(1e-3)),
+    "dying_relu": Case("a learning rate that kills the ReLUs", mlp, sgd(1.0)),
+    "nan": Case("0 / 0 at step 120", whitened, fault_step=120, spoil=one_empty_image, activations="recorded"),
     "spike": Case("a batch of raw pixels, times 16, at step 150", mlp, fault_step=150, spoil=lambda x: 16 * x),
     "clip_starved": Case("the gradient clipped to a norm of 1e-6 under Adam", mlp, clip=1e-6),
     "slow": Case("a learning rate of 1e-9", mlp, sgd(1e-9)),
@@ -232,7 +236,8 @@ def train(
     optimizer = case.optimizer(model)
     order = torch.Generator().manual_seed(seed)
     losses = []
-    with hw.watch(model, optimizer, run, every=case.every, alerts=alerts) if watched else nullcontext() as watch:
+    watching = hw.watch(model, optimizer, run, every=case.every, activations=case.activations, alerts=alerts)
+    with watching if watched else nullcontext() as watch:
         for step in range(steps):
             batch = torch.randint(len(pixels), (BATCH,), generator=order)
             x, y = pixels[batch], digits[batch]
@@ -273,6 +278,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the runs are kept; else they are thrown away")
     parser.add_argument("--list", action="store_true", help="list the cases")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # networks this small are not faster on two
     if arguments.list:
         for name, case in CASES.items():
             print(f"{name:>14}  {case.about}")

@@ -156,6 +156,7 @@ class StalledLayer:
         longest = max(rows, key=lambda name: zero[name][0])
         since = "since watching began" if never else f"for {zero[longest][0]} recorded steps, after it had one"
         more = f", and {len(rows) - 1} more weights with it" if len(rows) > 1 else ""
+        others = "one other parameter gets" if fed == 1 else f"{fed} other parameters get"
         return Finding(
             code=self.code,
             defect="no gradient at all",
@@ -172,7 +173,7 @@ class StalledLayer:
                 ),
                 Evidence("parameters with a gradient", fed),
             ),
-            cause=f"The gradient of {longest} has been exactly zero {since}{more}, while {fed} other parameter{'s get' if fed != 1 else ' gets'} one.",
+            cause=f"The gradient of {longest} has been exactly zero {since}{more}, while {others} one.",
             advice=(
                 "Run headwater.diagnose on one batch: it says whether these weights are cut off (a detach, a step function) or "
                 "multiplied by zero (two zero-initialised factors, dead units)."
