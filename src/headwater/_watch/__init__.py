@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import headwater
+from headwater._watch.joint import Joint, connected, equal_notice, event_of
 from headwater._watch.pipeline import LOG, Pipeline
 from headwater.capture.names import make_filter
 from headwater.capture.training.pair import Pair
+from headwater.capture.training.ranks import CLOSE_SECONDS, FAULT_SECONDS
 from headwater.capture.training.receiver import Options
 from headwater.capture.training.schedule import Activations, Schedule
 from headwater.detectors.over_time import DEFAULT_ALERTS, Alert
@@ -67,7 +69,10 @@ class Watch:
         scaler: Any,
         on_record: Callable[[StepRecord], object] | None,
         enabled: bool,
+        distributed: bool | None = None,
     ) -> None:
+        self._distributed = distributed
+        self._joint: Joint | None = None
         self._given = [(name, weakref.ref(model), [weakref.ref(o) for o in opts]) for name, model, opts in pairs]
         self._run = None if run is None else Path(run)
         self._schedule, self._options = schedule, options
@@ -101,9 +106,13 @@ class Watch:
             raise InputError("the model or its optimizer is gone; make a new watch")
         contexts = {name: _context(model) for name, model, _ in live if model is not None}
         metadata = self._metadata(contexts)
-        writer = None if self._run is None else RunWriter(self._run, metadata)
+        joint = self._joint = connected([model for _, model, _ in live if model is not None], self._distributed)
+        writer = None
         try:
-            self._pipeline = Pipeline(self._alerts, writer, self._sinks, contexts, self._on_record)
+            if joint is None or not joint.listens:
+                writer = None if self._run is None else RunWriter(self._run, metadata)
+            sinks = () if joint is not None and joint.listens else self._sinks
+            self._pipeline = Pipeline(self._alerts, writer, sinks, contexts, self._on_record, joint)
             self._began, self._ended = time.perf_counter(), None
             self._pairs = [
                 Pair(
@@ -113,10 +122,13 @@ class Watch:
                 for name, model, opts in live
                 if model is not None
             ]  # fmt: skip
-        except BaseException:
+            notices = [] if joint is None else joint.agree(self._pairs, self._options.tier, None)
+        except BaseException as error:
             if writer is not None:
                 writer.close()
             self._pipeline = None
+            if joint is not None and joint.ranks.broken is None:
+                joint.agree((), self._options.tier, error if isinstance(error, Exception) else RuntimeError(str(error)))
             raise
         self._pipeline.watched = weakref.ref(self)
         resumed = self._state is not None
@@ -133,6 +145,11 @@ class Watch:
                 + (f"again from step {first}" if resumed else f"every {self._schedule.every} steps"),
             )
         )
+        for notice in notices:
+            event = event_of(notice, first)
+            self._pipeline.tell(event)
+            if joint is None or not joint.listens:
+                LOG.warning("%s: %s", event.message, ", ".join(event.names))
         for pair in self._pairs:
             self._tell_what_is_not_seen(pair)
             pair.attach()
@@ -157,6 +174,10 @@ class Watch:
         steps = max((p.step for p in self._pairs), default=0)
         recorded = sum(p.recorded_steps for p in self._pairs)
         observed = any(p.observed_anything for p in self._pairs)
+        if self._joint is not None:
+            self._joint.ranks.hurry(CLOSE_SECONDS if complain else FAULT_SECONDS)
+            self._pipeline.catch_up()
+            observed = observed or self._joint.ranks.observed or self._joint.ranks.broken is not None
         self._pipeline.tell(
             RunEvent(
                 kind="detached",
@@ -207,6 +228,8 @@ class Watch:
     @property
     def should_stop(self) -> bool:
         """Whether an alert has asked to stop."""
+        if self._joint is not None and self._pipeline is not None:
+            self._pipeline.catch_up()  # every rank has to answer the same at the same step
         return self._pipeline is not None and self._pipeline.stopping
 
     @property
@@ -330,6 +353,9 @@ class Watch:
 
     def _tell_what_is_not_seen(self, pair: Pair) -> None:
         assert self._pipeline is not None
+        equal = [] if self._joint is not None else [n for names in pair.inventory.equal_weights() for n in names]
+        if equal:
+            self._pipeline.tell(event_of(equal_notice(equal, pair.group), pair.step))
         for message, names in pair.not_seen():
             self._pipeline.tell(
                 RunEvent(
@@ -390,6 +416,7 @@ def watch(
     exclude: object = None,
     on_record: Callable[[StepRecord], object] | None = None,
     enabled: bool = True,
+    distributed: bool | None = None,
 ) -> Watch:
     """Watch the gradients of a training run, one row per recorded optimizer step.
 
@@ -419,6 +446,8 @@ def watch(
         exclude: the same, of those to leave out.
         on_record: called with every record, in the recorder's thread.
         enabled: False for a watch that does nothing; ``HEADWATER_DISABLE=1`` in the environment does the same.
+        distributed: under ``torch.distributed`` the ranks record together, and every one of them has to watch; False: this
+            process watches its own model alone, which must not be sharded.
 
     Returns:
         The watch; hooks are put on by ``with`` or ``attach()``.
@@ -457,6 +486,7 @@ def watch(
         scaler,
         on_record,
         enabled,
+        distributed,
     )
 
 

@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from headwater._watch.joint import Joint
 from headwater.capture.training.raw import RawStep, number, record_of
 from headwater.capture.training.receiver import Receiver
+from headwater.capture.training.schedule import Schedule
 from headwater.detectors.over_time import Alert, AlertDesk, Decision
 from headwater.errors import HeadwaterError, TrainingStopped, UnhealthyError
 from headwater.records import Finding, Statistics
+from headwater.records.finding import fold_names
 from headwater.records.step import RunEvent, StepRecord
 from headwater.records.step_profile import RunContext, profile_of_step
 from headwater.records.step_scalars import Naming, summary_scalars
@@ -73,6 +76,7 @@ class Pipeline(Receiver):
         sinks: objects with ``write(scalars, step)`` and ``close()``.
         contexts: what the profiles of each group say about the run.
         on_record: called with every record, in the recorder's thread.
+        joint: the other ranks, where there are some.
     """
 
     def __init__(
@@ -82,7 +86,10 @@ class Pipeline(Receiver):
         sinks: Sequence[Any],
         contexts: Mapping[str, RunContext],
         on_record: Callable[[StepRecord], object] | None = None,
+        joint: Joint | None = None,
     ) -> None:
+        self.joint = joint
+        self._may_raise = any(a.action in ("raise", "stop") for a in alerts)
         # Alerts that may end the training see a step before the optimizer takes it, the others once it is complete. One
         # that reads what the step did to the parameters can only be asked afterwards.
         early = [a for a in alerts if a.action in ("raise", "stop") and not getattr(a, "needs_update", False)]
@@ -116,6 +123,24 @@ class Pipeline(Receiver):
         """Whether some alert must decide before the optimizer steps."""
         return bool(self._early.alerts)
 
+    @property
+    def together(self) -> bool:
+        """Whether several ranks record together."""
+        return self.joint is not None
+
+    def throttle(self, schedule: Schedule, elapsed_seconds: float) -> bool:
+        """Stretch or relax the interval; several ranks do it at the same step, as rank 0 wishes."""
+        if self.joint is None:
+            return super().throttle(schedule, elapsed_seconds)
+        if schedule.max_overhead is None:
+            return False
+        self.catch_up()
+        return self.joint.throttle(schedule, self.spent_seconds(), elapsed_seconds)
+
+    def catch_up(self) -> None:
+        """Return when every row handed over so far has been judged; several ranks then know the same."""
+        self._send(_nothing, wait=True)
+
     def spent_seconds(self) -> float:
         """What recording has cost so far, in every pair and in the recorder's own thread."""
         watch = None if self.watched is None else self.watched()
@@ -145,6 +170,8 @@ class Pipeline(Receiver):
         Raises:
             UnhealthyError: an alert asked for it.
         """
+        if self.joint is not None and self._may_raise:
+            self.catch_up()
         error, self._raising = self._raising, None
         if error is not None:
             raise error
@@ -237,21 +264,49 @@ class Pipeline(Receiver):
                 request.done.set()
 
     def _preliminary(self, raw: RawStep) -> None:
+        raw.arrive()
+        if self.joint is not None and not self.joint.merge(raw, self._warn):
+            return
         record = raw.base = record_of(raw)
-        self._act(self._judge(self._early, record), record)
+        try:
+            self._act(self._judge(self._early, record), record)
+        finally:
+            self._hear()
 
     def _complete(self, raw: RawStep) -> None:
         seen_early = raw.base is not None
+        raw.arrive()
+        if self.joint is not None and not self.joint.merge(raw, self._warn):
+            return
         record = record_of(raw)
-        self._tell_scale(record)
-        if self.writer is not None:
-            self.writer.write(record)
-        if not seen_early:
-            self._act(self._judge(self._early, record), record)
-        self._act(self._judge(self._late, record), record)
+        try:
+            self._tell_scale(record)
+            if self.writer is not None:
+                self.writer.write(record)
+            if not seen_early:
+                self._act(self._judge(self._early, record), record)
+            self._act(self._judge(self._late, record), record)
+        finally:
+            self._hear()
         self._to_sinks(record, {name: number(value) for name, value in raw.scalars.items()})
         if self.on_record is not None:
             self.on_record(record)
+
+    def _hear(self) -> None:
+        """Where another rank judges: what it found."""
+        if self.joint is None:
+            return
+        for finding, action in self.joint.hear():
+            self.findings.append(finding)
+            if action != "warn":
+                self._ask_to_end(finding, action)
+        self.joint.tell(self._warn)
+
+    def _warn(self, event: RunEvent) -> None:
+        """An event that somebody should see now."""
+        if event.kind == "gap" or self.joint is None or not self.joint.listens:
+            LOG.warning("%s%s", event.message, f": {', '.join(fold_names(event.names))}" if event.names else "")
+        self._event(event)
 
     def _tell_scale(self, record: StepRecord) -> None:
         """An event when the loss scale is another one than at the recorded step before."""
@@ -266,7 +321,7 @@ class Pipeline(Receiver):
             )
 
     def _judge(self, desk: AlertDesk, record: StepRecord) -> list[Decision]:
-        if not desk.alerts:
+        if not desk.alerts or (self.joint is not None and self.joint.listens):
             return []
         profile = None
         known = self._values.setdefault(record.group, {})
@@ -283,6 +338,8 @@ class Pipeline(Receiver):
                 continue
             finding = decision.finding
             self.findings.append(finding)
+            if self.joint is not None:
+                self.joint.say(finding, decision.action)
             if self.writer is not None:
                 self.writer.write_finding(finding, decision.group)
             if decision.flight:
@@ -292,10 +349,13 @@ class Pipeline(Receiver):
             elif decision.action == "warn":
                 LOG.warning("%s", finding)
             else:
-                self.stopping = True
-                cls = TrainingStopped if decision.action == "stop" else UnhealthyError
-                if self._raising is None or decision.action == "raise":
-                    self._raising = cls(str(finding), (finding,))
+                self._ask_to_end(finding, decision.action)
+
+    def _ask_to_end(self, finding: Finding, action: str) -> None:
+        self.stopping = True
+        cls = TrainingStopped if action == "stop" else UnhealthyError
+        if self._raising is None or action == "raise":
+            self._raising = cls(str(finding), (finding,))
 
     def _flight(self, decision: Decision, record: StepRecord) -> None:
         steps = ", ".join(str(r.step) for r in decision.flight)
@@ -336,6 +396,9 @@ class Pipeline(Receiver):
             self.writer.flush()
 
     def _end(self, metadata: Mapping[str, Any]) -> None:
+        if self.joint is not None:
+            self.joint.ranks.leave()
+            self.joint.tell(self._event)
         for index, sink in enumerate(self.sinks):
             if index not in self._broken_sinks:
                 try:
@@ -365,3 +428,7 @@ class Pipeline(Receiver):
 def _work(pipeline: Pipeline) -> None:
     while pipeline.serve():
         pass
+
+
+def _nothing() -> None:
+    return None

@@ -97,17 +97,18 @@ def _masked(values: Tensor, present: Tensor, otherwise: float) -> Tensor:
 class Moments(Additive):
     """Tables with the columns of :class:`~headwater.records.statistics.Statistics`."""
 
-    extremes: int = 4
+    extremes: int = 5
     sums: int = 8
 
     def to_extremes(self, table: Tensor, present: Tensor) -> Tensor:
-        """Largest |x|, minus the smallest |x| that is not zero, the mean and minus the mean, all without a scale."""
+        """Largest |x|, minus the smallest |x| that is not zero, the mean and minus the mean, all without a scale; the scale."""
         finite = table[:, 0] - table[:, 2] - table[:, 3]
         some = present & (finite > 0)
         largest = _shifted(table[:, 9], table[:, 4])
         smallest = torch.where(table[:, 10] > 0, -table[:, 10], torch.full_like(largest, _NOTHING))
         mean = _shifted(table[:, 5] / finite.clamp_min(1.0), table[:, 4])
-        columns = torch.stack([largest, smallest, mean, -mean], dim=1)
+        scale = torch.where(table[:, 9] > 0, table[:, 4], torch.full_like(largest, _NOTHING))
+        columns = torch.stack([largest, smallest, mean, -mean, scale], dim=1)
         return torch.nan_to_num(_masked(columns, some, _NOTHING), nan=_NOTHING, posinf=math.inf, neginf=_NOTHING)
 
     def to_sums(self, table: Tensor, present: Tensor, elements: Tensor, agreed: Tensor) -> Tensor:
@@ -140,9 +141,8 @@ class Moments(Additive):
 
     @staticmethod
     def _scale(agreed: Tensor) -> tuple[Tensor, Tensor]:
-        """The common exponent, and K at that scale."""
-        largest = agreed[:, 0].clamp_min(0.0)
-        scale = torch.frexp(largest).exponent.to(torch.float64)
+        """The common exponent (the largest, as :meth:`Statistics.merge` takes it), and K at that scale."""
+        scale = torch.where(agreed[:, 4] > _NOTHING, agreed[:, 4], torch.zeros_like(agreed[:, 4]))
         point = torch.where(agreed[:, 2] > _NOTHING, agreed[:, 2] / 2 - agreed[:, 3] / 2, torch.zeros_like(scale))
         return scale, _shifted(point, -scale)
 

@@ -13,6 +13,17 @@ from torch.optim import Optimizer
 from headwater.capture._torch_compat import is_compiled
 from headwater.capture.names import ROOT, Filter, clean_names, parameter_role, weight_fans
 from headwater.capture.parameters import list_parameters
+from headwater.capture.training.equal_weights import checksums, equal_weights, varied
+from headwater.capture.training.sharding import (
+    Held,
+    PartialSums,
+    flat_shapes,
+    has_shards,
+    holding,
+    local,
+    reads_through,
+    sentinels,
+)
 from headwater.records.step import WatchedTensor
 
 __all__ = ["Changes", "Inventory", "Tracked", "prefixed"]
@@ -84,6 +95,9 @@ class Inventory:
         self._sources: list[tuple[weakref.ref[nn.Module], str]] = []
         self._everywhere: list[int] = []
         self._layer_of: Mapping[str, tuple[str | None, int]] = {}
+        self.sharded = False
+        self._unreadable: dict[int, str] = {}
+        self._partial = PartialSums()
         self.list_again()
 
     # ---------------------------------------------------------------- finding
@@ -101,6 +115,8 @@ class Inventory:
         known = {t.watched.name: t for t in self.tracked}
         found: list[Tracked] = []
         self.excluded = {}
+        self.sharded = has_shards(model)
+        shapes = flat_shapes(model) if self.sharded else {}
         for parameter in list_parameters(names):
             owner = names[parameter.owner][0]
             name = prefixed(self.group, parameter.name)
@@ -108,16 +124,17 @@ class Inventory:
                 self.excluded[name] = "excluded"
                 continue
             tensor = parameter.tensor
-            fans = weight_fans(parameter.owner, tensor.shape) if tensor.dim() >= 2 else None
+            shape = shapes[id(tensor)][0] if id(tensor) in shapes else tuple(tensor.shape)
+            fans = weight_fans(parameter.owner, shape) if len(shape) >= 2 else None
             watched = WatchedTensor(
                 kind="parameter",
                 name=name,
                 group=self.group,
                 aliases=tuple(prefixed(self.group, alias) for alias in parameter.aliases),
-                shape=tuple(tensor.shape),
+                shape=shape,
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 type=type(parameter.owner).__name__,
-                role=parameter_role(parameter.owner, parameter.attribute, tensor.dim()),
+                role=parameter_role(parameter.owner, parameter.attribute, len(shape)),
                 layer=prefixed(self.group, _layer_name(owner)),
                 order=len(found),
                 fan_in=fans[0] if fans else None,
@@ -130,19 +147,25 @@ class Inventory:
         self.tracked = found
         self._sources = [(t.owner, t.attribute) for t in found]
         self._everywhere = list(range(len(found)))
+        self._unreadable = (
+            {i: h.holding.reason for i, h in enumerate(self.held()) if h.holding.reason} if self.sharded else {}
+        )
         self._place()
         added = tuple(t.watched.name for t in found if t.watched.name not in known)
         return Changes(added=added if known else ())
 
-    def look_again(self) -> Changes:
+    def look_again(self, *, for_new: bool = True) -> Changes:
         """See which parameters have been frozen or unfrozen, and walk through the model only if something was added.
+
+        Args:
+            for_new: look for new modules and parameters at all: one call per module.
 
         Returns:
             What changed.
         """
         changes = Changes()
         model = self.model()
-        if model is not None and _registered(model) != self._registered:
+        if for_new and model is not None and _registered(model) != self._registered:
             changes = self.list_again()
         frozen: list[str] = []
         unfrozen: list[str] = []
@@ -183,10 +206,106 @@ class Inventory:
     def gradients(self) -> tuple[list[int], list[Tensor]]:
         """Positions and gradients of the parameters that have one."""
         found = [None if p is None else p.grad if p.is_leaf else gradient_of(p) for p in self.tensors()]
+        if self.sharded:
+            return self._local_gradients(found)
         present = [g for g in found if g is not None]
         if len(present) == len(found):
             return self._everywhere, present
         return [i for i, g in enumerate(found) if g is not None], present
+
+    def _local_gradients(self, found: Sequence[Tensor | None]) -> tuple[list[int], list[Tensor]]:
+        """This process's pieces of them, where they can be read."""
+        positions: list[int] = []
+        pieces: list[Tensor] = []
+        for position, (parameter, gradient) in enumerate(zip(self.tensors(), found, strict=True)):
+            if parameter is None or gradient is None or position in self._unreadable:
+                continue
+            piece = self._partial.local(position, parameter, gradient)
+            if position not in self._partial.unread:
+                positions.append(position)
+                pieces.append(piece)
+        return positions, pieces
+
+    def knows(self, gradient: Tensor, marks: Sequence[tuple[int, int]]) -> bool:
+        """Whether a gradient that something was just added to is one of those of before.
+
+        Args:
+            gradient: this process's piece.
+            marks: identities and versions of those of before.
+
+        Returns:
+            False where it is another tensor, or was written to in between.
+        """
+        if self.sharded:  # DTensor: adding to it leaves the version as it was
+            return any(identity == id(gradient) for identity, _ in marks)
+        return (id(gradient), gradient._version - 1) in marks
+
+    def complete(self, positions: Sequence[int], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients as they are to be read: partial sums over ranks added up.
+
+        Args:
+            positions: of the parameters.
+            gradients: from :meth:`gradients`.
+
+        Returns:
+            As many.
+        """
+        return self._partial.resolved(positions, gradients) if self.sharded else gradients
+
+    def local_tensors(self) -> list[Tensor | None]:
+        """The parameters, or this process's pieces of them; None for what cannot be read."""
+        if not self.sharded:
+            return self.tensors()
+        return [
+            None if p is None or i in self._unreadable or not reads_through(p) else local(p)
+            for i, p in enumerate(self.tensors())
+        ]
+
+    def reason(self, position: int) -> str:
+        """Why there is no gradient of a parameter to read."""
+        return self._unreadable.get(position) or self._partial.unread.get(position) or "none"
+
+    def sentinels(self, trainable: Sequence[Tensor]) -> list[Tensor]:
+        """Leaves at which a hook hears of a backward.
+
+        Args:
+            trainable: parameters that require a gradient.
+
+        Returns:
+            The same, or what stands for them.
+        """
+        model = self.model()
+        return list(trainable) if model is None or not self.sharded else sentinels(model, trainable)
+
+    def held(self, *, compared: bool = False) -> list[Held]:
+        """Which piece of each parameter this process holds.
+
+        Args:
+            compared: with checksums.
+
+        Returns:
+            In the order of ``tracked``.
+        """
+        model, tensors = self.model(), self.tensors()
+        flat = flat_shapes(model) if model is not None and self.sharded else {}
+        holdings = [holding(p, flat[id(p)][1] if id(p) in flat else None) for p in tensors if p is not None]
+        watched = [t.watched for t, p in zip(self.tracked, tensors, strict=True) if p is not None]
+        if not compared:
+            return [Held(t, h) for t, h in zip(watched, holdings, strict=True)]
+        pieces = [local(p).detach() for p in tensors if p is not None]
+        sums, varying = checksums(pieces), varied(pieces)
+        return [Held(*each) for each in zip(watched, holdings, sums, varying, strict=True)]
+
+    def equal_weights(self) -> list[tuple[str, ...]]:
+        """Groups of weights that start with the same numbers, as far as this process holds them."""
+        roles = ("weight", "embedding", "recurrent", "attention")
+        return equal_weights(
+            [
+                (t.watched.name, p.detach())
+                for t, p in zip(self.tracked, self.local_tensors(), strict=True)
+                if p is not None and t.watched.role in roles
+            ]
+        )
 
     def watched(self, positions: Sequence[int]) -> tuple[WatchedTensor, ...]:
         """The records of some of the parameters; the same object for all of them, as long as nothing changes."""

@@ -20,6 +20,7 @@ from headwater.capture.training.collector import Collector, joined
 from headwater.capture.training.gradients import columns_of
 from headwater.capture.training.inventory import Inventory, prefixed
 from headwater.capture.training.raw import Piece
+from headwater.capture.training.sharding import local, readable
 from headwater.capture.training.units import UnitReading, UnitWindows, read_units
 from headwater.records.profile import LayerKind
 from headwater.records.step import WatchedTensor
@@ -100,8 +101,10 @@ class _GradientHook:
 
     def __call__(self, gradient: Tensor) -> None:
         watch = self.watch()
-        if watch is not None and watch.step == self.step and (watch.open or self.row.gradient is None):
-            self.row.gradient = watch.gradients.add(gradient)
+        if watch is None or watch.step != self.step or not (watch.open or self.row.gradient is None):
+            return
+        if (piece := readable(gradient)) is not None:
+            self.row.gradient = watch.gradients.add(piece)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_SilentTensor, ())
@@ -273,12 +276,12 @@ class LayerWatch:
     def _record(self, index: int, layer: _Layer, call: int, path: str, tensor: Tensor, args: Any) -> None:
         node, number = tensor.grad_fn, tensor.output_nr
         key = (node if node is not None else id(tensor), number)
-        if key in self._known or not is_measurable(tensor):
+        if key in self._known or not is_measurable(tensor) or (piece := readable(tensor)) is None:
             return
         row = _Row(index, call, path, tuple(tensor.shape), tensor.dtype, 0, node, number)
         # What a later operation overwrites in place is read at once; which outputs these are, the first step shows.
         at_once = not self._placed or (bool(self._unsafe) and row.key in self._unsafe)
-        row.slot = self._activations.add(tensor, at_once=at_once)
+        row.slot = self._activations.add(piece, at_once=at_once)
         self._known[key] = row
         self._gave_rows.add(index)
         self._rows.append(row)
@@ -289,8 +292,8 @@ class LayerWatch:
                 self._slopes,
                 function,
                 layer.in_place,
-                args[0] if args else None,
-                tensor,
+                local(args[0]) if args and isinstance(args[0], Tensor) else None,
+                piece,
                 channels_first=self._channels_first or tensor.dim() == 4,
             )
         if tensor.requires_grad:

@@ -10,26 +10,33 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from headwater.capture.training.additive import CHANGE_COLUMNS
 from headwater.capture.training.inventory import Inventory
 from headwater.capture.training.raw import Piece
+from headwater.capture.training.sharding import local
 from headwater.capture.training.updates import ElementSample, WholeTensors, is_sampleable
 
 __all__ = ["OptimizerReader"]
 
 _UPDATE_COLUMNS = ("update_ratio", "read_fraction")
+_STEPS_ASKED_EVERY = 16  # recorded steps; chosen by us
 _MOMENT_COLUMNS = ("root_rms", "epsilon", "below_epsilon_fraction")
 
 
 class _Samples:
     """The samples of the parameters of one optimizer, one per device, for as long as the parameters stay the same."""
 
-    def __init__(self, key: tuple[Any, ...], members: Sequence[tuple[int, Tensor]], exact: bool) -> None:
+    def __init__(self, key: tuple[Any, ...], members: Sequence[tuple[int, Tensor, Tensor]], exact: bool) -> None:
         self.key = key
-        by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
-        for position, tensor in members:
-            by_device.setdefault(tensor.device, []).append((position, tensor))
+        by_device: dict[torch.device, list[tuple[int, Tensor, Tensor]]] = {}
+        for member in members:
+            by_device.setdefault(member[2].device, []).append(member)
         self.parts = [
-            ([i for i, _ in part], (WholeTensors if exact else ElementSample)([t for _, t in part]))
+            (
+                [i for i, _, _ in part],
+                [p for _, p, _ in part],
+                (WholeTensors if exact else ElementSample)([t for _, _, t in part]),
+            )
             for part in by_device.values()
         ]
 
@@ -39,10 +46,11 @@ class OptimizerReader:
 
     Args:
         updates: ``sampled``, ``exact`` (every element), or None for nothing at all.
+        together: whether other ranks hold pieces too: the norms before and of the change are then kept apart.
     """
 
-    def __init__(self, updates: Literal["sampled", "exact"] | None) -> None:
-        self.updates = updates
+    def __init__(self, updates: Literal["sampled", "exact"] | None, *, together: bool = False) -> None:
+        self.updates, self.together = updates, together
         self._samples: dict[int, _Samples] = {}
         self._plans: dict[int, _MomentPlan] = {}
         self._found: list[tuple[str, list[int], Tensor]] = []
@@ -57,15 +65,19 @@ class OptimizerReader:
         """
         if self.updates is None:
             return
-        tensors = inventory.tensors()
+        tensors = inventory.local_tensors()
         key = (tuple(map(id, tensors)), sum(len(g["params"]) for g in optimizer.param_groups))
         samples = self._samples.get(id(optimizer))
         if samples is None or samples.key != key:
             held = held or {id(p) for group in optimizer.param_groups for p in group["params"]}
-            members = [(i, p) for i, p in enumerate(tensors) if p is not None and id(p) in held and is_sampleable(p)]
+            members = [
+                (i, p, t)
+                for i, (p, t) in enumerate(zip(inventory.tensors(), tensors, strict=True))
+                if p is not None and t is not None and id(p) in held and is_sampleable(t)
+            ]
             self._plans.clear()
             samples = self._samples[id(optimizer)] = _Samples(key, members, self.updates == "exact")
-        for _, sample in samples.parts:
+        for _, _, sample in samples.parts:
             sample.snapshot()
 
     def after(self, inventory: Inventory, optimizer: Optimizer) -> None:
@@ -78,11 +90,12 @@ class OptimizerReader:
         samples = self._samples.get(id(optimizer))
         if self.updates is None or samples is None:
             return
-        for positions, sample in samples.parts:
-            self._found.append(("update", positions, sample.ratios()))
+        for positions, owners, sample in samples.parts:
+            table = sample.changes() if self.together else sample.ratios()
+            self._found.append(("update", positions, table))
             plan = self._plans.get(id(sample))
-            if plan is None or not plan.holds(optimizer, sample.tensors):
-                plan = self._plans[id(sample)] = _MomentPlan(optimizer, sample.tensors)
+            if plan is None or not plan.holds(optimizer, owners):
+                plan = self._plans[id(sample)] = _MomentPlan(optimizer, owners, sample.tensors)
             if plan.known:
                 device = sample.read_fraction.device
                 epsilon = _on([float(group["eps"]) for group in plan.groups], device)
@@ -100,7 +113,8 @@ class OptimizerReader:
         """
         found, self._found = self._found, []
         pieces = []
-        for quantity, columns in (("update", _UPDATE_COLUMNS), ("second_moment", _MOMENT_COLUMNS)):
+        changes = CHANGE_COLUMNS if self.together else _UPDATE_COLUMNS
+        for quantity, columns in (("update", changes), ("second_moment", _MOMENT_COLUMNS)):
             parts = [(positions, table) for name, positions, table in found if name == quantity]
             if not parts:
                 continue
@@ -116,7 +130,7 @@ class OptimizerReader:
 
     def held_bytes(self) -> int:
         """Memory that the samples hold on to."""
-        return sum(part.held_bytes() for samples in self._samples.values() for _, part in samples.parts)
+        return sum(part.held_bytes() for samples in self._samples.values() for *_, part in samples.parts)
 
     def forget(self) -> None:
         """Let go of every tensor."""
@@ -134,16 +148,19 @@ class _MomentPlan:
         groups: the parameter group of each.
     """
 
-    def __init__(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, optimizer: Optimizer, owners: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        self.states = [optimizer.state.get(t) for t in tensors]
-        self.groups = [group_of.get(id(t), {}) for t in tensors]
+        self.states = [optimizer.state.get(p) for p in owners]
+        self.groups = [group_of.get(id(p), {}) for p in owners]
         self.moments: list[Tensor] = []
+        self._asked = 0
+        self._behind: list[float] = []
         self.known = bool(self.states)
         for tensor, state, group in zip(tensors, self.states, self.groups, strict=True):
             moment = None if state is None else state.get("exp_avg_sq")
+            moment = local(moment) if isinstance(moment, Tensor) else None
             if (
-                not isinstance(moment, Tensor)
+                moment is None
                 or moment.shape != tensor.shape
                 or moment.stride() != tensor.stride()
                 or moment.device != tensor.device
@@ -155,10 +172,10 @@ class _MomentPlan:
                 return
             self.moments.append(moment)
 
-    def holds(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> bool:
+    def holds(self, optimizer: Optimizer, owners: Sequence[Tensor]) -> bool:
         """Whether the optimizer's state is still where it was (it moves when a checkpoint is loaded)."""
-        states = optimizer.state
-        return all(states.get(t) is s for t, s in zip(tensors, self.states, strict=True))
+        ends = (0, -1) if self.states else ()
+        return all(optimizer.state.get(owners[i]) is self.states[i] for i in ends)
 
     def corrections(self, device: torch.device) -> Tensor:
         """1 - β₂ᵗ of each, shape (k,)."""
@@ -168,9 +185,13 @@ class _MomentPlan:
             counted = torch.stack([step.reshape(()) for step in steps])
             logs = _on([math.log(decay) for decay in decays], device)
             return 1.0 - torch.exp(counted.to(logs.dtype) * logs)
-        if all(isinstance(step, Tensor) for step in steps):
-            steps = torch.stack([step.reshape(()) for step in steps]).tolist()
-        return _on([1.0 - decay ** float(step) for decay, step in zip(decays, steps, strict=True)], device)
+        # They count together; which were behind is looked up now and then.
+        first = float(steps[0])
+        if self._asked % _STEPS_ASKED_EVERY == 0:
+            self._behind = [first - float(step) for step in steps]
+        self._asked += 1
+        behind = zip(decays, self._behind, strict=True)
+        return _on([1.0 - decay ** (first - less) for decay, less in behind], device)
 
 
 def _on(numbers: Sequence[float], device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from headwater.capture._torch_compat import at_end_of_backward, backward_number
+from headwater.capture._torch_compat import at_end_of_backward, backward_number, is_flat_parameter
 from headwater.capture.names import Filter
 from headwater.capture.training.coverage import ADVICE, coverage_lines, not_seen
 from headwater.capture.training.gradients import GradientReading, Marks, columns_of, read_table, versions
@@ -24,6 +24,7 @@ from headwater.capture.training.optimizer_state import OptimizerReader
 from headwater.capture.training.raw import Piece, RawStep
 from headwater.capture.training.receiver import Options, Receiver
 from headwater.capture.training.schedule import Schedule
+from headwater.capture.training.sharding import local
 from headwater.errors import InputError, UnhealthyError
 from headwater.records.step import RunEvent
 
@@ -63,7 +64,7 @@ class Pair:
                 f'{where} is compiled, and hooks do not fire in compiled code: activations="recorded" cannot be had. Watch '
                 "without activations, or watch the model before it is compiled"
             )
-        self._reader = OptimizerReader(options.updates)
+        self._reader = OptimizerReader(options.updates, together=receiver.together)
         # The sample holds on to the parameters between steps: not longer than the model lives.
         self._model = weakref.ref(
             model, functools.partial(forget_all, weakref.ref(self._reader), weakref.ref(self.layers or self._reader))
@@ -71,6 +72,8 @@ class Pair:
         self.scaler = scaler
         self.step = 0
         self.recording = self.sampling = False
+        self._next_recorded = self._held_by_optimizers = 0
+        self._alone = len(optimizers) == 1
         self.own_seconds = 0.0
         self.observed_anything = False
         self.recorded_steps = 0
@@ -175,6 +178,7 @@ class Pair:
         self._clear()
         was_sampling = self.sampling
         self.recording = self.schedule.records(self.step)
+        self._next_recorded = self.step if self.recording else self.schedule.following(self.step)
         self.sampling = self.recording and self.layers is not None and self.schedule.samples(self.step)
         if self.layers is not None and was_sampling and not self.sampling:
             self.layers.rest()
@@ -190,12 +194,12 @@ class Pair:
         if self._micro is not None:
             self._micro.watch(self.inventory)
         if self.sampling and self.layers is not None:
-            self.layers.install(self.inventory)
+            self.layers.install(units=self.schedule.reads_values(self.step))
 
     def _look_again(self) -> None:
         """Parameters may have been frozen, unfrozen or added since the last recorded step."""
         self._looked = True
-        changes = self.inventory.look_again()
+        changes = self.inventory.look_again(for_new=self.schedule.reads_values(self.step) or self._optimizers_grew())
         for kind, names in (("frozen", changes.frozen), ("unfrozen", changes.unfrozen)):
             if names:
                 self._tell(kind, f"{len(names)} parameter{'s' * (len(names) > 1)} {kind}", names)
@@ -204,12 +208,18 @@ class Pair:
             if self._micro is not None:
                 self._micro.remove()
 
+    def _optimizers_grew(self) -> bool:
+        held = sum(len(g["params"]) for r in self.optimizers if (o := r()) is not None for g in o.param_groups)
+        before, self._held_by_optimizers = self._held_by_optimizers, held
+        return before != held
+
     def _place_sentinels(self) -> None:
         """A few parameters tell when a backward is over; all of them would cost a call each."""
         for handle in self._sentinels:
             handle.remove()
         trainable = [p for p in self.inventory.tensors() if p is not None and p.requires_grad and p.is_leaf]
         trainable = [p for p in trainable if p.grad is not None] or trainable  # those that the backward reaches
+        trainable = self.inventory.sentinels(trainable)
         count = len(trainable)
         spread = sorted({count - 1, 0, count // 2, count // 4}) if count else []
         self._sentinels = [
@@ -220,6 +230,8 @@ class Pair:
     # ---------------------------------------------------------------- hooks, each behind a guard
 
     def _guarded_before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.recording and self._held is None:
+            return
         start = time.perf_counter()
         if self._held is not None:
             self._run(self.release)
@@ -228,6 +240,10 @@ class Pair:
         self.own_seconds += time.perf_counter() - start
 
     def _guarded_after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._stepped_in_scaled_step = True
+        if self.step + 1 < self._next_recorded and self._alone:  # a step of no interest
+            self.step += 1
+            return
         start = time.perf_counter()
         self._run(self._after_step, optimizer)
         self.own_seconds += time.perf_counter() - start
@@ -261,8 +277,8 @@ class Pair:
         self._queued = True  # also through the backwards that reentrant checkpoints start inside this one
         if self._marks is not None:
             # Added to the gradient of before it is the same tensor, one version on.
-            gradient = parameter.grad
-            if gradient is not None and (id(gradient), gradient._version - 1) not in self._marks:
+            gradient = None if parameter.grad is None or is_flat_parameter(parameter) else local(parameter.grad)
+            if gradient is not None and not self.inventory.knows(gradient, self._marks):
                 self._dropped()
         at_end_of_backward(Hook(self, "_guarded_end_of_backward"))
 
@@ -274,7 +290,7 @@ class Pair:
         if self._in_step:
             self._end_closure_call(pre)
             return
-        if marks and pre is not None and pre.is_nonfinite():
+        if marks and pre is not None and not self.receiver.together and pre.is_nonfinite():
             raw = self._raw()
             raw.skipped = "not stepped"
             self._add_gradients(raw, pre, None)
@@ -309,7 +325,7 @@ class Pair:
         positions, gradients = found
         return GradientReading(
             positions=positions,
-            table=read_table(gradients, self.options.tier),
+            table=read_table(self.inventory.complete(positions, gradients), self.options.tier),
             marks=versions(gradients) if marks is None else marks,
             scaled=scaled,
         )
@@ -322,13 +338,14 @@ class Pair:
             if not self.recording:
                 return
         if not self._looked:
+            self.receiver.raise_late()
             self._look_again()
         if len(self.optimizers) > 1 and backward_number() != -1:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             tensors = self.inventory.tensors()
             own = [(i, g) for i, p in enumerate(tensors) if id(p) in held and (g := gradient_of(p)) is not None]
             if own:
-                self._parts.append(self._read(([i for i, _ in own], [g for _, g in own]), scaled=False))
+                self._parts.append(self._read(([i for i, _ in own], [local(g) for _, g in own]), scaled=False))
             self._reader.before(self.inventory, optimizer, held)
             return
         self._in_step = True
@@ -363,7 +380,8 @@ class Pair:
             self._scale = current_scale(self.scaler)
         now = versions(found[1])
         if self._pre is not None and self._pre.marks == now:
-            pass
+            if self.inventory.sharded:  # what changes a DTensor in place leaves no mark: the recorder compares
+                self._post = self._read(found, scaled=fused, marks=now)
         elif self._pre is not None and self._pre.marks == self._marks:
             self._post = self._read(found, scaled=fused, marks=now)
         elif self._marks == now:
@@ -373,7 +391,6 @@ class Pair:
         self._expected_backwards = max(1, self._backwards)
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        self._stepped_in_scaled_step = True
         if not self.recording:
             self._count(optimizer)
             return
@@ -397,7 +414,7 @@ class Pair:
                     return
                 self._stepped = set()
         self.step += 1
-        if self.schedule.records(self.step):
+        if self.step >= self._next_recorded:
             self._arm()
 
     # ---------------------------------------------------------------- closures
@@ -496,15 +513,17 @@ class Pair:
 
     def _describe(self, raw: RawStep) -> None:
         """What is known before the optimizer steps: gradients, and on a sampled step layers and values."""
+        raw.read_twice = self.inventory.sharded
         if self._parts:
             raw.clip_known = False
             self._add_gradients(raw, GradientReading.joined(self._parts), None)
         else:
             self._add_gradients(raw, self._pre, self._post)
+        if self.schedule.reads_values(self.step):
+            raw.pieces += self._values()
         if self.sampling and self.layers is not None:
             raw.activations = self.layers.end_of_step()
             raw.pieces += self.layers.pieces()
-            raw.pieces += self._values()
             if not raw.activations and raw.pieces and not self.layers.silent:
                 self.layers.silent = True  # tried once: hooks do not fire in what has been compiled around the model
                 if not self.layers.compiled:
@@ -527,7 +546,7 @@ class Pair:
             there = set(seen)
             for position, tracked in enumerate(self.inventory.tracked):
                 if position not in there and tracked.watched.trainable:
-                    raw.missing[tracked.watched.name] = "none"
+                    raw.missing[tracked.watched.name] = self.inventory.reason(position)
             new = tuple(name for name in raw.missing if name not in self.missing)
             if new:
                 self._tell(
@@ -543,7 +562,7 @@ class Pair:
         self._held = raw
         self._last_recorded = self.step
         self.step += 1
-        if self.schedule.adapt(self.receiver.spent_seconds(), time.perf_counter() - self._began):
+        if self.receiver.throttle(self.schedule, time.perf_counter() - self._began):
             interval = self.schedule.every * self.schedule.stretch
             self._tell("throttled", f"recording every {interval} steps now, to keep its cost within max_overhead")
         if self._post is None and not self._sentinel_fired() and raw.pieces:
@@ -554,7 +573,7 @@ class Pair:
         return self._marks is not None or bool(self._parts)
 
     def _values(self) -> list[Piece]:
-        pairs = [(i, p.detach()) for i, p in enumerate(self.inventory.tensors()) if p is not None]
+        pairs = [(i, p.detach()) for i, p in enumerate(self.inventory.local_tensors()) if p is not None]
         if not pairs:
             return []
         table = read_table([p for _, p in pairs], self.options.tier)
@@ -570,15 +589,17 @@ class Pair:
         if self._clipped or self.scaler is not None or last <= self._last_recorded or not self.schedule.contains(last):
             return None
         found = self.inventory.gradients()
-        if not found[0] or self._marks is not None:
+        together = self.receiver.together  # then every rank gives its row, and all of them leave it out or none
+        if (not found[0] and not together) or self._marks is not None:
             return None
         reading = self._read(found, scaled=False)
         # All zeros: zero_grad(set_to_none=False) came after the step.
         largest = reading.table[:, reading.columns.index("scaled_max_abs" if self.options.tier == "all" else "l2_norm")]
-        if reading.table.device.type == "cpu" and not bool((largest != 0).any()):
+        if reading.table.device.type == "cpu" and not together and not bool((largest != 0).any()):
             return None
         self.step, now = last, self.step
         raw = self._raw()
+        raw.last = True
         self._add_gradients(raw, reading, None)
         self.step = now
         self.recorded_steps += 1

@@ -49,6 +49,8 @@ class RawStep:
     Attributes:
         found_infinity: from a scaler that leaves skipping to the optimizer: 0-dimensional, not 0 when it skipped.
         scalars: further numbers that the user gave, for the sinks.
+        last: whether it is the row of the last step, read when everything was over.
+        read_twice: whether the gradients were read again before the step without knowing that they had changed.
         base: the record so far, once the alerts that decide before the optimizer steps have seen it; ``pieces`` then
             holds what came after.
     """
@@ -65,6 +67,8 @@ class RawStep:
     found_infinity: Tensor | None = None
     clip_known: bool = True
     activations: bool = False
+    last: bool = False
+    read_twice: bool = False
     pieces: list[Piece] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
@@ -151,6 +155,8 @@ def record_of(raw: RawStep) -> StepRecord:
     if skipped is None and raw.found_infinity is not None and float(raw.found_infinity) != 0.0:
         skipped = "amp"
     learning_rate = number(raw.learning_rate)
+    if raw.read_twice:
+        blocks = _without_repetition(blocks)
     return StepRecord(
         group=raw.group,
         step=raw.step,
@@ -166,6 +172,15 @@ def record_of(raw: RawStep) -> StepRecord:
         blocks=tuple(blocks),
         missing=dict(raw.missing),
     )
+
+
+def _without_repetition(blocks: list[Block]) -> list[Block]:
+    """Without gradients "after clipping" that are those of before: read again where nothing tells of a change."""
+    of = {b.phase: b for b in blocks if b.quantity == "gradient"}
+    before, after = of.get("pre_clip"), of.get("post_clip")
+    if before is None or after is None or before.rows != after.rows or before.tensors != after.tensors:
+        return blocks
+    return [b for b in blocks if b is not after]
 
 
 def _divided(rows: Rows, columns: Sequence[str], scale: float | None) -> Rows:

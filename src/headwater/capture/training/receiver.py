@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headwater.capture.training.raw import RawStep
+from headwater.capture.training.schedule import Schedule
 from headwater.records.step import RunEvent
 
 __all__ = ["Options", "Receiver"]
@@ -36,6 +37,15 @@ class Receiver:
         """
         raise NotImplementedError
 
+    def raise_late(self) -> None:
+        """Between two steps: what an alert that sees complete steps only has asked for since.
+
+        Raises:
+            UnhealthyError: an alert asked for it.
+            TrainingStopped: an alert asked to stop.
+        """
+        raise NotImplementedError
+
     def tell(self, event: RunEvent) -> None:
         """Something happened."""
         raise NotImplementedError
@@ -47,6 +57,23 @@ class Receiver:
     def spent_seconds(self) -> float:
         """What recording has cost so far: of every pair, and of the recorder's own thread."""
         raise NotImplementedError
+
+    def throttle(self, schedule: Schedule, elapsed_seconds: float) -> bool:
+        """Stretch or relax the interval according to what recording has cost.
+
+        Args:
+            schedule: to be changed.
+            elapsed_seconds: since watching began.
+
+        Returns:
+            Whether it changed.
+        """
+        return schedule.adapt(self.spent_seconds(), elapsed_seconds)
+
+    @property
+    def together(self) -> bool:
+        """Whether several ranks record together, so that nothing may depend on the numbers of one of them."""
+        return False
 
     @property
     def blocks(self) -> bool:

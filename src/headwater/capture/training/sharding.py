@@ -15,8 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from headwater.capture._torch_compat import flat_parameter_pieces, is_flat_parameter
+from headwater.records.step import WatchedTensor
 
-__all__ = ["Holding", "PartialSums", "flat_shapes", "has_shards", "holding", "local", "sentinels"]
+__all__ = [
+    "Held",
+    "Holding",
+    "PartialSums",
+    "flat_shapes",
+    "has_shards",
+    "holding",
+    "local",
+    "readable",
+    "reads_through",
+    "sentinels",
+]
 
 Key = tuple[int, ...]
 
@@ -34,6 +46,23 @@ class Holding:
     key: Key
     elements: int
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One parameter as one rank has it.
+
+    Attributes:
+        tensor: its record.
+        holding: which piece.
+        checksum: of the piece, None where it cannot be read or was not asked for.
+        varied: whether the piece holds more than one number.
+    """
+
+    tensor: WatchedTensor
+    holding: Holding
+    checksum: tuple[int, int] | None = None
+    varied: bool = True
 
 
 def _distributed_tensor() -> Any:
@@ -61,6 +90,34 @@ def local(tensor: Tensor) -> Tensor:
         return tensor
     piece: Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return piece
+
+
+def readable(tensor: Tensor) -> Tensor | None:
+    """This process's piece of an activation or its gradient.
+
+    Args:
+        tensor: any.
+
+    Returns:
+        A plain tensor; None for a partial sum, whose pieces do not add up to statistics.
+    """
+    if not _is_distributed(tensor):
+        return tensor
+    if any(p.is_partial() for p in tensor.placements):  # type: ignore[attr-defined]
+        return None
+    return local(tensor)
+
+
+def reads_through(parameter: Tensor) -> bool:
+    """Whether this process has a piece of a parameter at all.
+
+    Args:
+        parameter: any.
+
+    Returns:
+        False for a DTensor on a mesh that this rank is not part of.
+    """
+    return not _is_distributed(parameter) or parameter.device_mesh.get_coordinate() is not None  # type: ignore[attr-defined]
 
 
 def has_shards(model: nn.Module) -> bool:

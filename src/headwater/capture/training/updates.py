@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwater.capture.training.additive import ratios
 from headwater.stats import norm_table
 
 __all__ = ["SAMPLED_FRACTION", "ElementSample", "WholeTensors", "is_sampleable"]
@@ -88,12 +89,21 @@ class ElementSample:
             Shape (k, 2), float64 (float32 where the device has no float64). The ratio of a tensor that was zero and
             moved is infinite; of one that was zero and stayed, zero.
         """
+        return ratios(self.changes())
+
+    @torch.no_grad()
+    def changes(self) -> Tensor:
+        """‖Δw‖ since :meth:`snapshot` and ‖w‖ before, of the elements read, and their share.
+
+        Returns:
+            Shape (k, 3), as :data:`~headwater.capture.training.additive.CHANGE_COLUMNS`.
+        """
         assert self._before is not None, "snapshot() comes first"
         before = torch.linalg.vector_norm(self._before, dim=1)
         moved = torch.linalg.vector_norm(self._own().sub_(self._before), dim=1)
         self._before = None
-        ratio = torch.where(moved == 0.0, moved, moved / before).to(self.read_fraction.dtype)
-        return torch.stack([ratio, self.read_fraction], dim=1)
+        dtype = self.read_fraction.dtype
+        return torch.stack([moved.to(dtype), before.to(dtype), self.read_fraction], dim=1)
 
     @torch.no_grad()
     def second_moments(self, sources: Sequence[Tensor], corrections: Tensor, epsilon: Tensor) -> Tensor:
@@ -137,19 +147,18 @@ class WholeTensors(ElementSample):
         self._copies = [t.detach().clone() for t in self.tensors]
 
     @torch.no_grad()
-    def ratios(self) -> Tensor:
-        """‖Δw‖/‖w‖ since :meth:`snapshot`; the share of the elements it was read from is 1.
+    def changes(self) -> Tensor:
+        """‖Δw‖ since :meth:`snapshot` and ‖w‖ before; the share of the elements is 1.
 
         Returns:
-            Shape (k, 2), as for the sample.
+            Shape (k, 3), as for the sample.
         """
         before = norm_table(self._copies)[:, 0]
         for copy, tensor in zip(self._copies, self.tensors, strict=True):
             copy.sub_(tensor.detach())
         moved = norm_table(self._copies)[:, 0]
         self._copies = []
-        ratio = torch.where(moved == 0.0, moved, moved / before)
-        return torch.stack([ratio, torch.ones_like(ratio)], dim=1)
+        return torch.stack([moved, before, torch.ones_like(moved)], dim=1)
 
 
 def _spacing(tensor: Tensor, count: int) -> int:
