@@ -48,7 +48,8 @@ class NonFiniteValues:
         forward = [r for r in profile.layers if r.activation.nonfinite_count]
         backward = [r for r in reversed(profile.layers) if r.gradient is not None and r.gradient.nonfinite_count]
         parameters = [q for q in profile.parameters if q.state == "nonfinite"]
-        loss_bad = not math.isfinite(profile.loss)
+        # A training run whose loop did not give the loss holds NaN in its place, which says nothing.
+        loss_bad = profile.loss_source != "unrecorded" and not math.isfinite(profile.loss)
         if not (values or forward or backward or parameters or loss_bad):
             return
         masks = not (values or backward or parameters or loss_bad) and not any(r.activation.nan_count for r in forward)

@@ -40,7 +40,7 @@ LayerKind = Literal[
     "linear", "convolution", "activation", "normalization", "attention", "recurrent", "embedding", "pooling",
     "dropout", "softmax", "container", "other",
 ]  # fmt: skip
-LossSource = Literal["loss_fn", "loss", "model", "probe"]
+LossSource = Literal["loss_fn", "loss", "model", "probe", "unrecorded"]
 TrunkKind = Literal[
     "weights", "activation", "normalization", "residual", "attention", "recurrent", "embedding", "pooling", "dropout",
     "scale", "branches", "reshape", "loss", "other",
@@ -288,9 +288,10 @@ class Profile(Saved):
         trunk: the tensors that every path from the loss to the first parameters passes through, input side first.
         times: the gradient over time of every recurrent module.
         coverage: what was seen, and reasons for what was not.
-        loss: its value (of the first draw).
-        loss_source: ``loss_fn``, ``loss``, ``model`` (the output's own ``loss``) or ``probe`` (no loss at all: a
-            Gaussian cotangent of unit variance on the output; it shows the architecture, not a task).
+        loss: its value (of the first draw); NaN where it is ``unrecorded``.
+        loss_source: ``loss_fn``, ``loss``, ``model`` (the output's own ``loss``), ``probe`` (no loss at all: a
+            Gaussian cotangent of unit variance on the output; it shows the architecture, not a task) or
+            ``unrecorded`` (a step of a training run whose loop did not give the loss).
         output_shape: shape of the model's first output tensor; None when ``loss`` hid it.
         target_shape: shape of the targets; None when they are no single tensor.
         target_dtype: dtype of the targets; None when they are no single tensor.

@@ -104,7 +104,7 @@ def profile_of_step(record: StepRecord, context: RunContext, values: Mapping[str
             modules_unseen=dict(context.modules_unseen),
         ),
         loss=math.nan if record.loss is None else record.loss,
-        loss_source="loss",
+        loss_source="unrecorded" if record.loss is None else "loss",
         output_shape=context.output_shape,
         target_shape=None,
         batch_size=context.batch_size,

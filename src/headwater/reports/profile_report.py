@@ -39,6 +39,7 @@ _LOSS = {
     "loss": "loss(model)",
     "model": "the output's own loss",
     "probe": "no loss: a unit-variance Gaussian probe on the output, which shows the architecture and not a task",
+    "unrecorded": "not recorded: the training loop did not give it",
 }
 
 
@@ -90,7 +91,8 @@ def profile_facts(profile: Profile) -> tuple[tuple[str, str], ...]:
     Returns:
         Label and value of each.
     """
-    facts = [("loss", f"{_number(profile.loss)} from {_LOSS[profile.loss_source].split(':')[0]}")]
+    source = _LOSS[profile.loss_source].split(":")[0]
+    facts = [("loss", source if profile.loss_source == "unrecorded" else f"{_number(profile.loss)} from {source}")]
     facts.append(("device", f"{profile.device} {profile.dtype}"))
     if profile.batch_size is not None:
         facts.append(("batch", str(profile.batch_size)))
@@ -195,9 +197,10 @@ def coverage_line(profile: Profile) -> Block:
 
 
 def _method(profile: Profile) -> Section:
+    value = "" if profile.loss_source == "unrecorded" else f"; value {_number(profile.loss)}"
     lines = [
         f"One forward and one backward in {'training' if profile.training else 'evaluation'} mode. "
-        f"Loss: {_LOSS[profile.loss_source]}; value {_number(profile.loss)}. "
+        f"Loss: {_LOSS[profile.loss_source]}{value}. "
         f"Output shape {shape_text(profile.output_shape)}, target shape {shape_text(profile.target_shape)}.",
         f"torch {profile.torch_version}, headwater {profile.headwater_version}, {profile.device}, {profile.dtype}, "
         f"seed {profile.seed}. "
