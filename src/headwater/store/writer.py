@@ -103,7 +103,7 @@ class RunWriter:
         *,
         on_trouble: Callable[[str], None] | None = None,
     ) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()  # a program that changes its folder later goes on writing here
         self._file = self._path / FILE_NAME
         self._on_trouble = on_trouble or _LOG.warning
         self._waiting: list[tuple[_Item, int]] = []
