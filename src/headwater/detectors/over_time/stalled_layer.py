@@ -21,7 +21,8 @@ class StalledLayer:
     ## What it finds
     Weights whose gradient is exactly zero at several recorded steps in a row while others get one; and weights whose
     updates ‖Δw‖/‖w‖ (or gradient rms, where updates are not recorded) lie decades below the best-fed quarter of the weights.
-    A weight that gets zero only at the first steps (LoRA's A, zero-initialised branches) is named as such, for information.
+    Also all parameters together, where none has had a gradient since watching began and the loss is not 0. A weight that gets
+    zero only at the first steps (LoRA's A, zero-initialised branches) is named as such, for information.
 
     ## Why it matters
     The loss still falls, because the rest learns around it; nothing else says that a layer stays what it was.
@@ -83,8 +84,9 @@ class StalledLayer:
         fed = sum(1 for size in sizes.l2_log10 if size > -math.inf)
         first_look = "looked" not in memory
         memory["looked"] = True
-        if not fed:  # nothing gets a gradient: zero loss, or a fault that stalls no layer in particular
-            return []
+        if not fed:
+            return self._nothing(moment, memory)
+        memory["nothing"] = None  # from now on zeros everywhere may be a loss that has reached zero
         if not now and not zero:
             return []
         began = [name for name in never if name not in now]
@@ -104,6 +106,39 @@ class StalledLayer:
         if woken:
             found.append(self._transient(moment.record, sorted(woken, key=lambda name: order.get(name, 0))))
         return found
+
+    def _nothing(self, moment: Moment, memory: Memory) -> list[Finding]:
+        """All gradients exactly zero ever since watching began, by a loss that is not."""
+        sizes, record = moment.gradients, moment.record
+        # Recorded steps in a row, and the first of them; None once anything has had a gradient.
+        count: list[int] | None = memory.setdefault("nothing", [0, record.step])
+        if count is None or sizes is None or not sizes.tensors or record.loss == 0:
+            return []
+        count[0] += 1
+        if count[0] < self.first_steps:
+            return []
+        rows = tuple(t.name for t in sorted(sizes.tensors, key=lambda t: t.order))
+        return [
+            Finding(
+                code=self.code,
+                defect="no gradient at all",
+                severity=Severity.CRITICAL,
+                verdict=Verdict.ZERO_GRADIENT,
+                where=rows,
+                evidence=(
+                    Evidence("parameters with zero gradient", len(rows)),
+                    Evidence("recorded steps in a row", count[0], "", f"limit {self.first_steps}"),
+                    Evidence("parameters with a gradient", 0),
+                ),
+                cause=f"The gradients of all {len(rows)} parameters that get one have been exactly zero since watching began: "
+                "nothing is learnt.",
+                advice=(
+                    "Run headwater.diagnose on one batch: it says whether they are cut off (a detach, a step function) or "
+                    "multiplied by zero (both factors of a LoRA adapter at zero, a head at zero under a zero branch)."
+                ),
+                step=count[1],
+            )
+        ]
 
     def _low(self, moment: Moment, memory: Memory, zero: set[str]) -> list[Finding]:
         tensors, sizes = moment.updates

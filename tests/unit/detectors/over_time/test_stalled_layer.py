@@ -49,8 +49,18 @@ def test_zero_later_on_needs_eight_steps_in_a_row() -> None:
     assert alarms([r for r in flickers if r.step >= 70], StalledLayer()) == []
 
 
-def test_when_nothing_gets_a_gradient_no_layer_is_stalled() -> None:
-    assert alarms(at(SCHEDULE, a__weight=lambda s: 0.0, b__weight=lambda s: 0.0), StalledLayer()) == []
+def test_when_nothing_has_ever_had_a_gradient_all_of_it_is_named() -> None:
+    records = at(SCHEDULE, a__weight=lambda s: 0.0, b__weight=lambda s: 0.0)
+    (finding,) = alarms(records, StalledLayer())
+    assert (finding.severity, finding.where, finding.step) == (Severity.CRITICAL, ("a.weight", "b.weight"), 0)
+    assert alarms(records[:2], StalledLayer()) == []
+
+
+def test_zeros_everywhere_are_no_alarm_where_the_loss_is_zero_or_where_there_was_a_gradient_before() -> None:
+    sizes = {"a.weight": 0.0, "b.weight": 0.0}
+    assert alarms([record(s, sizes, loss=0.0) for s in SCHEDULE], StalledLayer()) == []
+    ends = at(SCHEDULE, a__weight=lambda s: 1.0 if s < 50 else 0.0, b__weight=lambda s: 1.0 if s < 50 else 0.0)
+    assert alarms(ends, StalledLayer()) == []
 
 
 def test_biases_and_normalisation_may_be_zero() -> None:
