@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 150.0
 
 
 def run(world: int, scenarios: Sequence[str], module: str = "tests.distributed.scenarios") -> dict[str, list[Any]]:

@@ -281,6 +281,8 @@ class Ranks:
         layout = self._layouts[raw.group]
         self._come_together()
         own = {_SECTIONS.index((p.quantity, p.phase)): p for p in raw.pieces if (p.quantity, p.phase) in _SECTIONS}
+        if raw.read_twice and _PRE in own and _POST in own and _repeats(raw, own[_PRE], own[_POST]):
+            raw.pieces.remove(own.pop(_POST))  # by itself: sums over ranks come out a rounding apart
         layer_pieces = [p for p in raw.pieces if p.quantity in _LAYERS]
         words = "|".join(f"{p.quantity}:{t.name}" for p in layer_pieces for t in p.tensors)
         unknown = any(t.name not in layout.place for p in own.values() for t in p.tensors)
@@ -535,6 +537,12 @@ def _kind(columns: Sequence[str]) -> Additive:
     found = kind_of(columns)
     assert found is not None, columns
     return found
+
+
+def _repeats(raw: RawStep, before: Piece, after: Piece) -> bool:
+    """Whether the gradients read again before the step are those of before."""
+    alike = before.scaled == after.scaled or raw.loss_scale is None or float(raw.loss_scale) == 1.0
+    return alike and before.tensors == after.tensors and torch.equal(before.table, after.table)
 
 
 def _finish(piece: Piece) -> None:

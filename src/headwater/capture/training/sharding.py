@@ -155,7 +155,8 @@ def holding(parameter: Tensor, flat_key: int | None = None) -> Holding:
         return Holding((), 0)
     if any(p.is_partial() for p in placements):
         return Holding((), 0, "sharded: the parameter itself is a partial sum")
-    key = tuple(int(c) if p.is_shard() else -1 for c, p in zip(coordinates, placements, strict=True))
+    # Not is_shard(): the strided shards of FSDP over tensor parallelism are none.
+    key = tuple(-1 if p.is_replicate() else int(c) for c, p in zip(coordinates, placements, strict=True))
     whole = all(k == -1 for k in key)
     return Holding(() if whole else key, local(parameter).numel())
 
