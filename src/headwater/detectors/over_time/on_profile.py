@@ -12,6 +12,7 @@ from headwater.detectors.over_time.moment import Moment
 from headwater.detectors.over_time.protocol import Action, Memory
 from headwater.detectors.root_cause import diagnosis_of
 from headwater.records import Finding, LayerProfile, Profile, Verdict
+from headwater.records.json_codec import decode, encode
 
 __all__ = ["OnProfile"]
 
@@ -37,7 +38,8 @@ class OnProfile:
     What a run does not record is not guessed: copies of units, positions of tokens, the course over time inside a
     recurrent layer, the loss' shapes, whether a zero gradient moves the loss (HW604 tells zeros that stay), whether an
     output's saturation is made up for by its loss, and how much a standard normal input saturates ReLU6 and its like.
-    NaN is HW601's matter.
+    NaN is HW601's matter; what was found at the look before it still counts, so that a network that overflows within three
+    steps is called exploding too.
 
     ## Known false alarms
     Those of the detectors.
@@ -70,9 +72,16 @@ class OnProfile:
             silent.add("HW303")  # the gradient was kept in its dtype with the scale, and is recorded without it
         kept = [detector for detector in self.detectors if detector.code not in silent]
         diagnosis = diagnosis_of(_without_guesses(profile), kept)
-        if diagnosis.verdict in (Verdict.HEALTHY, Verdict.NAN):
-            return None if diagnosis.verdict is Verdict.NAN else []
-        return [diagnosis.findings[0]]
+        if diagnosis.verdict is Verdict.HEALTHY:
+            memory.pop("last", None)
+            return []
+        first = diagnosis.findings[0]
+        if diagnosis.verdict is Verdict.NAN or first.code == "HW301":
+            if "last" in memory:  # what was wrong at the look before did not get better by overflowing
+                return [decode(Finding, memory["last"])]
+            return None if diagnosis.verdict is Verdict.NAN else [first]
+        memory["last"] = encode(first)
+        return [first]
 
 
 def _without_guesses(profile: Profile) -> Profile:
