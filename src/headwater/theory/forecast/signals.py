@@ -12,13 +12,16 @@ from torch import Tensor
 
 from headwater.theory.forecast.axes import Atom, Axes, NoRuleError, Splits, flat, refine, split_atoms
 from headwater.theory.forecast.length import GradientProfile, LengthLaw
+from headwater.theory.forecast.memory import Branch, Memory
 from headwater.theory.forecast.pointwise import Function, function_fourth_ratio, function_stats
 from headwater.theory.forecast.stats import Stats
+from headwater.theory.forecast.transport import Transport
 
 __all__ = [
     "Known",
     "Law",
     "Root",
+    "Shortcut",
     "Signal",
     "Source",
     "Term",
@@ -43,7 +46,9 @@ class Root:
             logarithm below the logarithm of the mean.
         structure: what else a rule knows about it (attention weights and their gradients).
         main_share: of a sum of two: the larger part's share of the mean square; 0 for anything else.
-        skip: of a sum with a function of an earlier Gaussian (a shortcut around a branch): that Gaussian and the function.
+        shortcut: of a sum with a function of an earlier Gaussian (a shortcut around a branch): how it came about.
+        parts: of a sum: the random tensors it is the sum of, each with its factor.
+        memory: of a gradient that came down a shortcut: the Gaussian at its lower end and how the moments depend on it.
         law: of pre-activations of a dense layer: the law of a sample's squared length; None where it is not followed.
         profile: of a gradient: its square as a function of the sample's length at the layer it comes from, or None.
         removed: of a gradient: how much of its component along the mean over features, and along what the normalisation
@@ -55,7 +60,9 @@ class Root:
     structure: Any = None
     main_share: float = 0.0
     removed: tuple[float, float] = (0.0, 0.0)
-    skip: tuple[Term, Function] | None = None
+    shortcut: Shortcut | None = None
+    parts: tuple[tuple[Term, float], ...] = ()
+    memory: tuple[Term, Memory] | None = None
     law: LengthLaw | None = None
     profile: GradientProfile | None = None
 
@@ -95,6 +102,23 @@ class Term:
     def renamed(self, names: dict[Atom, Atom]) -> Term:
         """With some atoms under other names."""
         return replace(self, atoms=tuple(names.get(a, a) for a in self.atoms))
+
+
+@dataclass(frozen=True, eq=False)
+class Shortcut:
+    """u = φ(t) + f.
+
+    Attributes:
+        term: t, a Gaussian.
+        function: φ.
+        branch: f.
+        law: of u, as a function of the Gaussian of which this is remembered; None where u is that Gaussian.
+    """
+
+    term: Term
+    function: Function
+    branch: Branch
+    law: Transport | None
 
 
 @dataclass(eq=False)
@@ -163,10 +187,24 @@ class Signal:
                 values = function_stats(self.function, self.base.stats)
                 if self.carrier is not None:
                     atoms = tuple(dict.fromkeys((*self.base.atoms, *self.carrier.atoms)))
+                    memory = self.memory()
+                    if memory is not None:
+                        values = memory.factor(self.function, self.base.stats)
                     values = self.carrier.stats.broadcast(atoms).product(values.broadcast(atoms))
                     values = values.scaled(math.sqrt(self._behind_slope()[1]))
                 self._stats = values
         return self._stats
+
+    def memory(self) -> Memory | None:
+        """How the carrier's moments depend on the Gaussian that ``function`` is of; None where they do not."""
+        if self.carrier is None or self.base is None or self.carrier.root.memory is None:
+            return None
+        term, memory = self.carrier.root.memory
+        atoms = self.carrier.root.stats.atoms
+        if len(atoms) != len(self.carrier.atoms):
+            return None
+        now = term.renamed(dict(zip(atoms, self.carrier.atoms, strict=True)))
+        return memory if now.root is self.base.root and now.atoms == self.base.atoms else None
 
     def _behind_slope(self) -> tuple[GradientProfile | None, float]:
         """Of a gradient times φ'(u) where the law of u's length is known; None and 1 for anything else.

@@ -12,7 +12,7 @@ from torch import Tensor
 from headwater.theory.forecast.axes import Axes, NoRuleError
 from headwater.theory.forecast.engine import Call, rule
 from headwater.theory.forecast.pointwise import Function
-from headwater.theory.forecast.rules.shortcut import remembering
+from headwater.theory.forecast.rules.shortcut import remembering, sum_around
 from headwater.theory.forecast.signals import Known, Law, Root, Signal, Term, Thing, to_signal, unify
 
 # -------------------------------------------------------------------- forms
@@ -167,14 +167,15 @@ def add(call: Call, first: Thing, second: Thing) -> Thing:
     root = total.carrier.root
     root.main_share = max(p, r) / max(p + r, 1e-300)
     root.removed = tuple((p * x + r * y) / max(p + r, 1e-300) for x, y in zip(a.removed, b.removed, strict=True))  # type: ignore[assignment]
-    for one, share in ((a, p), (b, r)):
-        if one.base is not None and one.carrier is None and root.skip is None:
-            assert one.function is not None
-            root.skip = one.base, one.function
-        elif one.base is not None and one.carrier is not None and share > 0.0:
-            remembered = remembering(one, total, share / max(p + r, 1e-300))
-            if remembered is not None:
-                return remembered
+    root.parts = tuple((x.carrier, x.factor) for x in (a, b) if x.plain and x.carrier is not None)
+    for one, other in ((a, b), (b, a)):
+        if one.base is None:
+            continue
+        if one.carrier is not None:
+            remembering(one, total, other.stats.broadcast(positions))
+            return total
+        if other.plain and other.structure is None:
+            return sum_around(one, other, total)
     return total
 
 
