@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import headwater as hw
 from headwater.capture.training import ranks, schedule
+from headwater.detectors.over_time.moment import Moment
+from headwater.detectors.over_time.protocol import Memory
 from headwater.errors import HeadwaterError, InputError
 from headwater.records import Finding, Severity
 from headwater.records.step import StepRecord
@@ -31,18 +33,19 @@ class AtStep:
     code: ClassVar[str] = "HW999"
     patience: int = 1
 
-    def __call__(self, record: StepRecord, profile: object) -> Iterable[Finding]:
-        if record.step == self.step:
+    def __call__(self, moment: Moment, memory: Memory) -> Iterable[Finding]:
+        if moment.record.step == self.step:
             yield Finding(
                 code=self.code, defect="made up", severity=Severity.CRITICAL, cause="It is time.", advice="None.",
-                step=record.step,
+                step=moment.record.step,
             )  # fmt: skip
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        return None
+@dataclass
+class AfterStep(AtStep):
+    """The same, of what a step did: it is asked when the step has been taken."""
+
+    needs_update: ClassVar[bool] = True
 
 
 def little(seed: int = 0) -> nn.Sequential:
@@ -247,8 +250,8 @@ def accumulation(rank: int, world: int) -> Any:
 def stop_together(rank: int, world: int) -> Any:
     model = little()
     taken = []
-    for action in ("stop", "warn"):
-        _, watch, done = steps(model, 6, alerts=(AtStep(3, action),))
+    for alert in (AtStep(3, "stop"), AtStep(3, "warn"), AfterStep(3, "stop")):
+        _, watch, done = steps(model, 6, alerts=(alert,))
         taken.append((done, [f.code for f in watch.findings], watch.should_stop))
     return taken
 

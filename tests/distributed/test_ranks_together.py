@@ -100,9 +100,10 @@ def test_accumulated_gradients_are_those_before_the_step(outcomes: dict[str, lis
 
 
 def test_an_alert_stops_every_rank_at_the_same_step(outcomes: dict[str, list[Any]]) -> None:
-    for stopped, warned in outcomes["stop_together"]:
-        assert stopped == (3, ["HW999"], True)
+    for before, warned, after in outcomes["stop_together"]:
+        assert before == (3, ["HW999"], True)  # steps 0, 1 and 2 were taken
         assert warned == (6, ["HW999"], False)
+        assert after == (4, ["HW999"], True)  # step 3 had to be taken to be judged
 
 
 def test_every_rank_records_the_steps_that_rank_0_can_afford(outcomes: dict[str, list[Any]]) -> None:
