@@ -4,11 +4,13 @@ python examples/train_digits.py                       the deep sigmoid network b
 python examples/train_digits.py --list                the cases
 python examples/train_digits.py spike dying_relu      some of them
 python examples/train_digits.py all --steps 300 --folder runs
+python examples/train_digits.py cnn --cost --steps 2000
 """
 
 import argparse
 import copy
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -62,12 +64,12 @@ def cnn() -> nn.Module:
 class PixelTransformer(nn.Module):
     """Two pre-norm blocks over the 64 pixels as a sequence."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 16) -> None:
         """Make the embedding, the blocks and the head."""
         super().__init__()
         self.pixel = nn.Linear(1, width)
-        self.place = nn.Parameter(0.5 * torch.randn(64, width))
-        block = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.place = nn.Parameter(torch.randn(64, width))
+        block = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.blocks = nn.ModuleList(copy.deepcopy(block) for _ in range(2))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
@@ -150,14 +152,17 @@ def adapted() -> nn.Module:
 # ---------------------------------------------------------------- the cases
 
 
-def adam(model: nn.Module) -> torch.optim.Optimizer:
-    """Adam at its usual learning rate."""
-    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+def adam(learning_rate: float) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """Adam over what is trained."""
+    return lambda model: torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
 
 
 def sgd(learning_rate: float) -> Callable[[nn.Module], torch.optim.Optimizer]:
     """Plain gradient descent."""
     return lambda model: torch.optim.SGD(model.parameters(), lr=learning_rate)
+
+
+usual = adam(1e-3)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ class Case:
 
     about: str
     model: Callable[[], nn.Module]
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adam
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = usual
     fault_step: int | None = None
     spoil: Callable[[Tensor], Tensor] = torch.Tensor.clone
     clip: float | None = None
@@ -193,7 +198,7 @@ def one_empty_image(x: Tensor) -> Tensor:
 CASES: dict[str, Case] = {
     "mlp": Case("sound: three ReLU layers", mlp),
     "cnn": Case("sound: two convolutions with batch norm", cnn),
-    "transformer": Case("sound: attention over the 64 pixels", PixelTransformer),
+    "transformer": Case("sound: attention over the 64 pixels", PixelTransformer, adam(3e-3)),
     "lstm": Case("sound: an LSTM over the 8 rows", RowReader),
     "lora": Case("sound: zero-initialised low-rank factors", adapted),
     "deep_sigmoid": Case("twelve sigmoid layers", deep_sigmoid, sgd(0.1)),
@@ -269,6 +274,22 @@ def tell(name: str, case: Case, outcome: Outcome) -> None:
         print("  no alert")
 
 
+def tell_cost(name: str, case: Case, steps: int, folder: Path, times: int = 3) -> None:
+    """Train without and with watching, in turn, and print processor seconds (of all threads) and the last watch's summary."""
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    for i in range(times):
+        for watched in (False, True):
+            began = time.process_time()
+            outcome = train(case, steps, folder / f"{name}-{i}", watched=watched)
+            spent[watched].append(time.process_time() - began)
+    bare, watched_seconds = (sorted(spent[key])[times // 2] for key in (False, True))
+    print(
+        f"{name}, {steps} steps: {bare:.2f} s bare, {watched_seconds:.2f} s watched "
+        f"({100 * (watched_seconds / bare - 1):+.1f} %, medians of {times} in turn)"
+    )
+    print("\n".join(f"  {line}" for line in outcome.watch.summary().splitlines()))
+
+
 def main() -> None:
     """Train the cases named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -277,6 +298,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, help="steps between two recorded ones  [default: 10]")
     parser.add_argument("--folder", type=Path, help="where the runs are kept; else they are thrown away")
     parser.add_argument("--list", action="store_true", help="list the cases")
+    parser.add_argument("--cost", action="store_true", help="train without and with watching, and compare the time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # networks this small are not faster on two
     if arguments.list:
@@ -292,7 +314,10 @@ def main() -> None:
         folder = arguments.folder or Path(scratch)
         for name in names:
             case = CASES[name] if arguments.every is None else replace(CASES[name], every=arguments.every)
-            tell(name, case, train(case, steps, folder / name))
+            if arguments.cost:
+                tell_cost(name, case, steps, folder)
+            else:
+                tell(name, case, train(case, steps, folder / name))
 
 
 if __name__ == "__main__":
