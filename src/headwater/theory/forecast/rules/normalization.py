@@ -9,12 +9,14 @@ before put out, y, differ by the branch only, cos² = |y|²/(|y|² + |branch|²)
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from headwater.theory.forecast.axes import Atom, NoRuleError
 from headwater.theory.forecast.engine import Call, rule
+from headwater.theory.forecast.pointwise import function_stats
 from headwater.theory.forecast.rules.elementwise import add, multiply, product
 from headwater.theory.forecast.rules.linear import as_positions
 from headwater.theory.forecast.signals import Known, Law, Signal, Thing, to_signal, unify
@@ -104,8 +106,9 @@ def _per_feature_gradients(
         one, two = unify(gradient, kept, [(i, i) for i in range(len(kept.axes))])
         assert isinstance(one, Signal)
         assert isinstance(two, Signal)
-        moved = product(one, two, one.axes, call.samples)
-        along = moved.stats
+        along = _with_part(one, two)
+        if along is None:
+            along = product(one, two, one.axes, call.samples).stats
     else:
         positions = tuple(dict.fromkeys((*gradient.atoms, *normal.atoms)))
         along = gradient.stats.broadcast(positions).product(normal.broadcast(positions))
@@ -116,6 +119,53 @@ def _per_feature_gradients(
         square = summand.total_square(call.samples) * copies * copies
         found.append(Signal.of((atoms,), Stats.constant(0.0, square), call.samples, gradient.spread))
     return found[0], found[1]
+
+
+def _with_part(gradient: Signal, normal: Signal) -> Stats | None:
+    """Moments of δ x̂ where δ = d f(u) and x̂ is one of the parts that u is the sum of: a residual block's last normalisation.
+
+    x̂ = b (u - E u) + r with b = Cov(x̂, u)/Var u and r independent of u: δ x̂ = d f(u) b (u - E u) + δ r, and the first part
+    has a mean that d may share over positions and samples. Derived by us; exact where x̂ and u are jointly Gaussian.
+
+    Args:
+        gradient: δ.
+        normal: x̂, under the same names.
+
+    Returns:
+        The moments; None for any other δ.
+    """
+    base, function = gradient.base, gradient.function
+    if base is None or function is None or gradient.carrier is None or normal.carrier is None or not normal.plain:
+        return None
+    factor = sum(factor for term, factor in base.root.parts if term.root is normal.carrier.root)
+    if not factor:
+        return None
+    shortcut = base.root.shortcut
+    law = None if shortcut is None else shortcut.law
+    total, x = function_stats(law.forward if law is not None else (lambda w: w), base.stats), normal.stats
+    middle, variance = float(total.mean.mean()), float((total.square - total.mean**2).mean())
+    if not variance > 0.0:
+        return None
+    share = factor * float(x.centred().square.mean()) / variance
+
+    def moved(w: Tensor) -> Tensor:
+        u = w if law is None else law.forward(w)
+        return function(w) * share * (u - middle)
+
+    atoms = tuple(dict.fromkeys((*gradient.atoms, *normal.atoms)))
+    along = replace(gradient, function=moved, _stats=None, _spread=None).stats.broadcast(atoms)
+    # What of x̂ is left: its moments without the part along u. Means of the two are 0 and E d f(u) b (u - E u).
+    around = total.centred().scaled(share).broadcast(atoms)
+    own = x.broadcast(atoms)
+    rest = Stats(
+        atoms,
+        torch.zeros_like(own.mean),
+        (own.square - around.square).clamp_min(0.0),
+        own.within - around.within,
+        own.aligned - around.aligned,
+        own.between - around.between,
+    )
+    return along.plus(gradient.stats.broadcast(atoms).product(rest))
 
 
 @rule("native_layer_norm_backward")
