@@ -184,7 +184,7 @@ class AtStepThree:
             yield Finding(
                 code=self.code, defect="test", verdict=Verdict.VANISHING, severity=Severity.CRITICAL,
                 where=("first.weight",), evidence=(Evidence("step", float(moment.record.step)),), cause="asked to",
-                advice=(), step=moment.record.step,
+                advice="none", step=moment.record.step,
             )  # fmt: skip
 
 
@@ -267,6 +267,17 @@ def test_lightning_checkpoints_carry_the_state(tmp_path: Path) -> None:
 
 def losses(run: Path) -> list[float]:
     return [math.nan if row.loss is None else row.loss for row in hw.open_run(run).recorded_steps()]
+
+
+def test_lightning_gives_the_loss_without_its_scalers_factor(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    front_ends.with_lightning([lightning.GradientMonitor(tmp_path / "run", every=1)], tmp_path, plugins=[plugin])
+    rows = hw.open_run(tmp_path / "run").recorded_steps()
+    assert [row.loss_scale for row in rows] == [1024.0] * 12
+    by_hand(tmp_path / "by_hand", tmp_path)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "by_hand"), rel=0.05)  # half precision
 
 
 def test_a_training_that_raises_lets_the_lightning_module_go(tmp_path: Path) -> None:

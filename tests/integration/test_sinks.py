@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import headwater as hw
 from headwater.errors import HeadwaterError, InputError
 from headwater.integrations import Sink
 from headwater.integrations.mlflow import MlflowSink
@@ -56,6 +60,63 @@ def test_a_summary_writer_that_was_given_stays_open(tmp_path: Path) -> None:
     assert event_file(tmp_path) == {**WRITTEN, "mine": [(11, 3.0)]}
 
 
+def train(model: nn.Module, steps: int, **options: Any) -> Any:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with hw.watch(model, optimizer, every=1, **options) as watch:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = model(torch.ones(2, 4)).square().mean()
+            loss.backward()
+            watch.record(loss=loss)
+            optimizer.step()
+    return watch
+
+
+@pytest.mark.integration
+def test_a_model_with_a_thousand_parameters_gives_at_most_ten_tags(tmp_path: Path) -> None:
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(500)])
+    train(model, 3, sinks=[TensorBoardSink(tmp_path)], alerts=())
+    tags = event_file(tmp_path)
+    assert len(tags) <= 10
+    assert [step for step, _ in tags["grad/norm/total"]] == [0, 1, 2]
+
+
+@pytest.mark.integration
+def test_each_sink_gets_its_own_naming_and_the_numbers_the_loop_gives(tmp_path: Path) -> None:
+    sinks = [TensorBoardSink(tmp_path / "a"), TensorBoardSink(tmp_path / "b", naming="hf", per_layer=["0.*"])]
+    train(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), 2, sinks=sinks)
+    first, second = event_file(tmp_path / "a"), event_file(tmp_path / "b")
+    assert first["grad/norm/total"] == second["grad_norm"]
+    assert first["train/loss"] == second["loss"]
+    assert {"grad_rms/0.weight", "grad_rms/0.bias"} <= second.keys()
+
+
+def test_a_sink_that_fails_is_said_once_and_costs_nobody_anything(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def write(self, scalars: Any, step: int) -> None:
+            raise OSError("no space left")
+
+        def close(self) -> None:
+            raise AssertionError("a sink that failed is left alone")
+
+    class Kept:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def write(self, scalars: Any, step: int) -> None:
+            self.steps.append(step)
+
+        def close(self) -> None:
+            self.steps.append(-1)
+
+    kept = Kept()
+    watch = train(nn.Linear(4, 1), 3, sinks=[Broken(), kept], alerts=())
+    assert kept.steps == [0, 1, 2, -1]
+    said = [event.message for event in watch.events if event.kind == "notice"]
+    assert said == ["the sink Broken failed and gets no more: OSError: no space left"]
+    assert len([r for r in caplog.records if "Broken" in r.message]) == 1
+
+
 # ---------------------------------------------------------------- Weights & Biases
 
 
@@ -94,14 +155,22 @@ def wandb_records(path: Path) -> Iterator[bytes]:
 
 
 def wandb_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the one offline run below a folder, without those W&B adds."""
+    """The rows of the one offline run below a folder, without those W&B adds.
+
+    W&B's own process writes the file, and ``finish()`` may return a moment before the last record, ``exit``, is there.
+    """
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.rglob("*.wandb")
+    deadline = time.monotonic() + 60.0
+    while True:
+        records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(path)]
+        if any(record.HasField("exit") for record in records):
+            break
+        assert time.monotonic() < deadline, "W&B did not finish its file"
+        time.sleep(0.05)
     rows = []
-    for data in wandb_records(path):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records:
         if record.HasField("history"):
             items = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
             rows.append({key: value for key, value in items.items() if not key.startswith("_")})

@@ -62,7 +62,7 @@ class AcceleratedWatch:
 
     @property
     def watch(self) -> Any:
-        """The latest :class:`~headwater.Watch`; None before the first :meth:`attach`."""
+        """The latest watch; None before the first :meth:`attach`."""
         return self._front_end.watch
 
     @property
@@ -76,7 +76,7 @@ class AcceleratedWatch:
         return self._front_end.should_stop
 
     def record(self, **scalars: Any) -> None:
-        """Further numbers of the step, as :meth:`headwater.Watch.record` takes them."""
+        """Further numbers of the step, as the watch's ``record`` takes them."""
         if self._front_end.is_on:
             self._front_end.watch.record(**scalars)
 

@@ -84,7 +84,7 @@ class AttachedWatch:
 
     @property
     def watch(self) -> Any:
-        """The latest :class:`~headwater.Watch`; None before the engine runs."""
+        """The latest watch; None before the engine runs."""
         return self._front_end.watch
 
     @property

@@ -49,7 +49,7 @@ class GradientMonitor(_Callback):  # type: ignore[misc]  # the base class has no
 
     @property
     def watch(self) -> Any:
-        """The latest :class:`~headwater.Watch`; None before training began."""
+        """The latest watch; None before training began."""
         return self._front_end.watch
 
     @property

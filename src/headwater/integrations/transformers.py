@@ -51,7 +51,7 @@ class GradientMonitor(_TrainerCallback):  # type: ignore[misc]  # the base class
 
     @property
     def watch(self) -> Any:
-        """The latest :class:`~headwater.Watch`; None before training began."""
+        """The latest watch; None before training began."""
         return self._front_end.watch
 
     @property
