@@ -21,11 +21,17 @@ class Hook:
     def __init__(self, owner: Any, method: str) -> None:
         self.owner, self.method = weakref.ref(owner), method
 
-    def __call__(self, *args: Any) -> None:
-        """Call the method, if the object is still there."""
+    def __call__(self, *args: Any) -> Any:
+        """Call the method, if the object is still there.
+
+        Args:
+            *args: of the hook.
+
+        Returns:
+            What the method does.
+        """
         owner = self.owner()
-        if owner is not None:
-            getattr(owner, self.method)(*args)
+        return None if owner is None else getattr(owner, self.method)(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Inert, ())

@@ -160,7 +160,7 @@ class Pair:
         self._pre: GradientReading | None = None
         self._post: GradientReading | None = None
         self._in_step = False
-        self._closure_calls: list[tuple[RawStep, GradientReading | None]] = []
+        self._closure_calls: list[RawStep] = []
         self._backwards = 0
         self._queued = False  # whether the end of a backward is awaited
         self._stepped: set[int] = set()
@@ -229,15 +229,36 @@ class Pair:
 
     # ---------------------------------------------------------------- hooks, each behind a guard
 
-    def _guarded_before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _guarded_before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if not self.recording and self._held is None:
-            return
+            return None
         start = time.perf_counter()
         if self._held is not None:
             self._run(self.release)
         if self.recording:
             self._run(self._before_step, optimizer, args, kwargs)
         self.own_seconds += time.perf_counter() - start
+        return self._with_telling_closure(optimizer, args, kwargs) if self._in_step and not self._begun else None
+
+    def _with_telling_closure(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """The step's arguments with a closure that tells when it returns: only then are the gradients what they will be."""
+        # args[0] is the optimizer
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._telling(optimizer, args[1]), *args[2:]), kwargs
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._telling(optimizer, kwargs["closure"])}
+        return None
+
+    def _telling(self, optimizer: Optimizer, closure: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = closure(*args, **kwargs)
+            if not self._begun:  # an optimizer that calls it again has already changed the weights
+                start = time.perf_counter()
+                self._run(self._about_to_step, optimizer)
+                self.own_seconds += time.perf_counter() - start
+            return result
+
+        return call
 
     def _guarded_after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._stepped_in_scaled_step = True
@@ -351,8 +372,11 @@ class Pair:
         self._in_step = True
         closure = any(map(callable, args[1:])) or callable(kwargs.get("closure"))  # args[0] is the optimizer
         self._reader.before(self.inventory, optimizer, None)
-        if closure or self._begun:
-            return
+        if not closure and not self._begun:
+            self._about_to_step(optimizer)
+
+    def _about_to_step(self, optimizer: Optimizer) -> None:
+        """The gradients are what the optimizer will use: after the first call of a closure, where there is one."""
         self._begun = True
         self._compare_with_backward(optimizer)
         self._row = self._raw()
@@ -424,24 +448,15 @@ class Pair:
         raw.micro = len(self._closure_calls)
         if reading is not None:
             self._add_gradients(raw, reading, None)
-        self._closure_calls.append((raw, reading))
+        self._closure_calls.append(raw)
 
     def _settle_closure(self) -> None:
-        """After a step that called a closure: its gradient is the first call's; later calls make rows of their own."""
-        reading = self._pre
+        """After a step that called a closure more than once: a row for each call; the step's own is about the first."""
         if self._closure_calls:
-            self._end_closure_call(reading)
-            for raw, _ in self._closure_calls:
+            self._end_closure_call(self._pre)
+            for raw in self._closure_calls:
                 self.receiver.take(raw)
-            self._pre = self._closure_calls[0][1]
             self._closure_calls = []
-            return
-        found = self.inventory.gradients()
-        if reading is None:
-            if found[0]:
-                self._post = self._read(found, scaled=False)
-        elif versions(found[1]) != reading.marks:
-            self._post = self._read(found, scaled=False)
 
     # ---------------------------------------------------------------- skipped by a scaler
 
@@ -497,10 +512,9 @@ class Pair:
 
     def _complete(self) -> RawStep:
         """The row of the step that has just been taken."""
+        self._settle_closure()
         raw = self._row
-        if raw is None:
-            if not self._parts:
-                self._settle_closure()
+        if raw is None:  # optimizers that step inside the backward
             raw = self._raw()
             self._describe(raw)
         if self._left_out and self._left_out == self._stepped:
