@@ -165,6 +165,24 @@ def gradient_on_one_rank_only(rank: int, world: int) -> Any:
     return sorted(rows), dict(seen[0].missing), said(watch, "notice"), expected, [r.step for r in seen]
 
 
+def different_models(rank: int, world: int) -> Any:
+    """Stages of a pipeline: no parameter is on both ranks."""
+    stage = nn.Sequential()
+    stage.add_module("ab"[rank], nn.Linear(3, 1))
+    seen, watch, _ = steps(stage, 2)
+    block = seen[0].block("gradient")
+    assert block is not None
+    return [t.name for t in block.tensors], dict(seen[0].missing), said(watch, "gap"), len(seen)
+
+
+def not_finite_on_one_rank(rank: int, world: int) -> Any:
+    """Stages again: the gradients of rank 1 become NaN in the second step."""
+    stage = nn.Sequential()
+    stage.add_module("ab"[rank], nn.Linear(3, 1))
+    _, watch, _ = steps(stage, 2, before=lambda step, loss: loss * float("nan") if rank and step else loss)
+    return said(watch, "notice")
+
+
 def collectives(rank: int, world: int) -> Any:
     counts = []
     for depth in (1, 30):

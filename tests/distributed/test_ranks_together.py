@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 NAMES = (
     "one_rank_only", "alone_on_purpose", "rank_0_cannot_write", "copies_that_differ", "equal_layers_and_shards",
-    "gradient_on_one_rank_only", "collectives", "communication_of_training", "same_weights", "accumulation",
+    "gradient_on_one_rank_only", "different_models", "not_finite_on_one_rank", "collectives", "communication_of_training", "same_weights", "accumulation",
     "stop_together", "throttle_together", "only_rank_0_writes", "one_rank_ends_early",
 )  # fmt: skip
 
@@ -67,6 +67,21 @@ def test_a_gradient_that_one_rank_lacks_is_taken_from_the_other_and_said(outcome
         assert missing == {}
         assert recorded == [0, 1]
         assert [n for message, n in notices if "on some ranks only" in message] == [("2.bias",)]
+
+
+def test_ranks_with_different_models_make_one_record_of_all_of_them(outcomes: dict[str, list[Any]]) -> None:
+    for names, missing, gaps, rows in outcomes["different_models"]:
+        assert names == ["a.weight", "a.bias", "b.weight", "b.bias"]
+        assert missing == {}
+        assert gaps == []
+        assert rows == 2
+
+
+def test_the_rank_whose_gradients_are_not_finite_is_named(outcomes: dict[str, list[Any]]) -> None:
+    for notices in outcomes["not_finite_on_one_rank"]:
+        ((message, names),) = notices
+        assert "rank with such a piece is 1" in message
+        assert names == ("b.weight", "b.bias")
 
 
 def test_the_number_of_collectives_does_not_grow_with_the_model(outcomes: dict[str, list[Any]]) -> None:

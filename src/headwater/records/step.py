@@ -176,7 +176,8 @@ class RunEvent:
     Attributes:
         kind: ``attached``, ``detached``, ``resumed``, ``skipped``, ``frozen``, ``unfrozen``, ``loss_scale``, ``gap`` (rows
             that could not be written), ``throttled`` (recording slowed down to keep to ``max_overhead``),
-            ``not_observed``, ``flight_record``, ``notice``.
+            ``not_observed``, ``flight_record``, ``ranks_differ`` (copies of parameters that are not equal), ``equal_weights``
+            (weights that start with the same numbers), ``notice``.
         step: the optimizer step at which it happened; None when it belongs to no step.
         group: name of the model/optimizer pair; empty when there is only one.
         time: wall clock, seconds since the epoch.
