@@ -12,7 +12,8 @@ LIBRARY_ONLY = {"models.py"}  # targets for the command line: importing them pri
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
-def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(path)])  # an example that reads its command line finds none of pytest's
     runpy.run_path(str(path), run_name="__main__")
     assert bool(capsys.readouterr().out) == (path.name not in LIBRARY_ONLY)
 
