@@ -3,8 +3,9 @@
 ``--audit`` goes through thirty common small networks of ``forecast_audit.py`` instead.
 
 For each network: the RMS over layers of the difference between forecast and the mean over draws of log10 rms(∂L/∂h), along
-the trunk and over the branches, relative to the last trunk layer; of log10 rms(∂L/∂W), absolute. In decades. The reference
-has a standard error of its own of up to about 0.03 decades with 20 draws of a He-initialised ReLU network of width 256.
+the trunk and over the branches, relative to the last trunk layer; of log10 rms(∂L/∂W), absolute. In decades. Behind each
+figure: the standard error of the sampled mean itself (its RMS over the same layers), below which no forecast can be told
+from another. It falls with the root of ``--draws``: ``python benchmarks/forecast.py "gelu kaiming" --draws 100``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -174,12 +175,37 @@ def cases() -> Iterator[tuple[str, Make, tuple[Any, ...]]]:
         yield name, make, run
 
 
+_HEAD = " ".join(f"{word:>7}   {'':5}" for word in ("trunk", "branch", "weight"))
+
+
 def _rms(values: list[float]) -> float:
     return math.sqrt(math.fsum(v * v for v in values) / len(values)) if values else math.nan
 
 
-def errors(forecast: Forecast, make: Make, run: tuple[Any, ...], draws: int) -> tuple[float, float, float]:
-    """Trunk, branch and weight errors in decades."""
+class Errors(NamedTuple):
+    """RMS differences in decades, each with the RMS standard error of the sampled means it was taken from."""
+
+    trunk: float
+    branch: float
+    weight: float
+    trunk_error: float
+    branch_error: float
+    weight_error: float
+
+    def __str__(self) -> str:
+        pairs = zip(self[:3], self[3:], strict=True)
+        return " ".join(
+            f"{value:7.3f} ± {error:5.3f}" if value == value else f"{'':>7}   {'':5}" for value, error in pairs
+        )
+
+
+def _standard_error(values: list[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
+
+
+def errors(forecast: Forecast, make: Make, run: tuple[Any, ...], draws: int) -> Errors:
+    """Trunk, branch and weight errors, and what they cannot be told from."""
     layers: dict[str, list[float]] = {}
     weights: dict[str, list[float]] = {}
     trunk: list[str] = []
@@ -193,15 +219,18 @@ def errors(forecast: Forecast, make: Make, run: tuple[Any, ...], draws: int) -> 
         for parameter in profile.parameters:
             if parameter.gradient is not None:
                 weights.setdefault(parameter.name, []).append(parameter.gradient.rms_log10)
-    measured = {name: math.fsum(v) / len(v) for name, v in layers.items()}
     predicted = {row.name: row.gradient_rms_log10 for row in forecast.layers}
     last = trunk[-1]
+    # Of each draw: relative to its own last layer.
+    relative = {n: [a - b for a, b in zip(v, layers[last], strict=True)] for n, v in layers.items()}
 
     def difference(name: str) -> float:
         value, reference = predicted.get(name), predicted.get(last)
-        return math.nan if value is None or reference is None else value - reference - measured[name] + measured[last]
+        if value is None or reference is None:
+            return math.nan
+        return value - reference - math.fsum(relative[name]) / draws
 
-    of_weights = []
+    of_weights, weight_errors = [], []
     for name, values in weights.items():
         value, mean = forecast.parameter(name).gradient_rms_log10, math.fsum(values) / len(values)
         # A gradient that is zero but for rounding (a bias before a BatchNorm, a key's bias) is forecast as -inf.
@@ -209,8 +238,14 @@ def errors(forecast: Forecast, make: Make, run: tuple[Any, ...], draws: int) -> 
             of_weights.append(math.nan)
         elif math.isfinite(value) and math.isfinite(mean):
             of_weights.append(value - mean)
-    branches = [n for n in measured if n not in trunk]
-    return _rms([difference(n) for n in trunk]), _rms([difference(n) for n in branches]), _rms(of_weights)
+            weight_errors.append(_standard_error(values))
+    branches = [n for n in relative if n not in trunk]
+    return Errors(
+        *(_rms([difference(n) for n in names]) for names in (trunk, branches)),
+        _rms(of_weights),
+        *(_rms([_standard_error(relative[n]) for n in names]) for names in (trunk, branches)),
+        _rms(weight_errors),
+    )
 
 
 def large_encoder() -> None:
@@ -231,7 +266,7 @@ def audit(names: list[str], draws: int) -> None:
         from benchmarks.forecast_audit import audited
     except ImportError:  # run as a program, from any folder
         from forecast_audit import audited  # type: ignore[no-redef]
-    print(f"{'network':22} {'trunk':>7} {'branch':>7} {'weight':>7} {'seconds':>8}   decades, {draws} draws")
+    print(f"{'network':22} {_HEAD} {'seconds':>8}   decades, {draws} draws, ± standard error of their mean")
     for case in audited():
         if names and not any(part in case.name for part in names):
             continue
@@ -239,12 +274,11 @@ def audit(names: list[str], draws: int) -> None:
         forecast = predict(case.make, *case.run)
         seconds = time.perf_counter() - start
         if forecast.coverage.complete:
-            trunk, branch, weight = errors(forecast, case.make, case.run, draws)
-            goal = trunk <= 0.05 and not branch > 0.10 and weight <= 0.10
-            numbers = f"{trunk:7.3f} {branch:7.3f} {weight:7.3f}"
-            print(f"{case.name:22} {numbers} {seconds:8.1f}   {'' if goal else case.reason or 'outside'}", flush=True)
+            found = errors(forecast, case.make, case.run, draws)
+            goal = found.trunk <= 0.05 and not found.branch > 0.10 and found.weight <= 0.10
+            print(f"{case.name:22} {found} {seconds:8.1f}   {'' if goal else case.reason or 'outside'}", flush=True)
         else:
-            print(f"{case.name:22} {'unknown':>23} {seconds:8.1f}   {case.reason}: {forecast.coverage}", flush=True)
+            print(f"{case.name:22} {'unknown':>47} {seconds:8.1f}   {case.reason}: {forecast.coverage}", flush=True)
 
 
 def large_encoder_by_command() -> None:
@@ -290,13 +324,12 @@ def main() -> None:
         rows = predict(deep_sigmoid, torch.empty(64, 100, device="meta"))
         change = (rows.layer("0").gradient_rms_log10 or 0.0) - (rows.layer("38").gradient_rms_log10 or 0.0)
         print(f"deep sigmoid, 20 × 100: {change:.2f} decades (THEORY.md: -16.17, sampled -16.22)")
-    print(f"{'network':38} {'trunk':>7} {'branch':>7} {'weight':>7}   decades, {options.draws} draws")
+    print(f"{'network':38} {_HEAD}   decades, {options.draws} draws, ± standard error of their mean")
     for name, make, run in cases():
         if options.names and not any(part in name for part in options.names):
             continue
         forecast = predict(make, *run)
-        trunk, branch, weight = errors(forecast, make, run, options.draws)
-        print(f"{name:38} {trunk:7.3f} {branch:7.3f} {weight:7.3f}   {forecast.coverage}", flush=True)
+        print(f"{name:38} {errors(forecast, make, run, options.draws)}   {forecast.coverage}", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_gradients_of_a_common_network_are_forecast(case: Audited) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        trunk, branches, weights = errors(forecast, case.make, case.run, 8)
+        trunk, branches, weights = errors(forecast, case.make, case.run, 8)[:3]
     finally:
         torch.set_num_threads(threads)
     # With 20 draws the table's limits hold; 8 draws add √(20/8) = 1.6 times their noise, 0.02 decades at most.

@@ -31,6 +31,7 @@ class MomentRecorder(Recorder):
         self.engine = engine
         self.activations: dict[int, Any] = {}
         self.gradients: dict[int, list[Any]] = {}
+        self.inputs: dict[int, Any] = {}
 
     def _new_row(self, call: Call, path: str, kind: LayerKind, type_name: str, tensor: Tensor) -> Row:
         row = Row(call, path, kind, type_name, tuple(tensor.shape), tensor.dtype, _NO_STATISTICS)
@@ -55,13 +56,6 @@ class MomentRecorder(Recorder):
     def _watch_recurrent(self, call: Any, output: Any) -> None:
         pass  # the engine follows the gradient over time
 
-    def _rms_log10(self, call: Call, source: Tensor) -> float | None:
-        """What a weight multiplies, as of a measurement."""
-        if not any(p is not None and p.dim() >= 2 for p in call.module._parameters.values()):
-            return None
-        moments = moments_of(self.engine.look_up(source))[0]
-        return None if moments is None else moments.rms_log10
-
     def _record(self, call: Call, path: str, tensor: Tensor, args: tuple[Any, ...]) -> None:
         known = self._known(tensor)
         if known is not None:
@@ -69,9 +63,11 @@ class MomentRecorder(Recorder):
             return
         row = self._new_row(call, path, call.kind, type(call.module).__name__, tensor)
         row.aliases += self.names[call.module][1:]
+        # What a weight multiplies, as of a measurement; its moments are asked for when the run is over.
+        owns_weight = any(p is not None and p.dim() >= 2 for p in call.module._parameters.values())
         source = next((t for _, t in tensors_in(args) if is_measurable(t)), None)
-        if source is not None:
-            row.input_rms_log10 = self._rms_log10(call, source)
+        if source is not None and owns_weight:
+            self.inputs[id(row)] = self.engine.look_up(source)
 
     def function_called(
         self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any

@@ -89,6 +89,7 @@ def predicted_layer_rows(
         gradient, no_gradient = moments_of(arrived[-1]) if arrived else (None, None)
         if row.path == "[1]" and (whole := times.cell_gradient(row.call.module, row.call.index)) is not None:
             gradient, no_gradient = Moments(whole, 0.0), None  # h comes from c inside the cell, out of the hook's sight
+        entering = moments_of(recorder.inputs[id(row)])[0] if id(row) in recorder.inputs else None
         name = naming.of_row(row)
         layers.append(
             PredictedLayer(
@@ -102,7 +103,7 @@ def predicted_layer_rows(
                 activation=activation,
                 gradient=gradient,
                 unknown=no_gradient or lost,
-                input_rms_log10=row.input_rms_log10,
+                input_rms_log10=_log(entering),
             )
         )
     return layers
