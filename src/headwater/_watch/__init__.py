@@ -468,7 +468,7 @@ def watch(
         >>> [record.step for record in seen]
         [0, 1, 2, 4]
     """
-    enabled = enabled and os.environ.get("HEADWATER_DISABLE", "") in ("", "0")
+    enabled = enabled and os.environ.get("HEADWATER_DISABLE", "").lower() in ("", "0", "false", "no", "off")
     if statistics not in ("all", "norms"):
         raise InputError(f'statistics should be "all" or "norms", got {statistics!r}')
     if updates not in ("sampled", "exact", None):
@@ -494,9 +494,13 @@ def _pairs(model: Any, optimizer: Any) -> list[tuple[str, nn.Module, list[Optimi
     if isinstance(model, Mapping):
         if optimizer is not None:
             raise InputError("a dict of models holds the optimizers too: {name: (model, optimizer)}")
+        if not model:
+            raise InputError("no model was given: the dict is empty")
         return [(str(name), *_pair(entry, name)) for name, entry in model.items()]
     if isinstance(model, list | tuple) and not isinstance(model, nn.Module):
         optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else []
+        if not model:
+            raise InputError("no model was given: the list is empty")
         if len(model) != len(optimizers):
             raise InputError(f"{len(model)} models need as many optimizers, got {len(optimizers)}")
         if len(model) == 1:

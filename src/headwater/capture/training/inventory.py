@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from headwater.capture._torch_compat import is_compiled
@@ -24,6 +25,7 @@ from headwater.capture.training.sharding import (
     reads_through,
     sentinels,
 )
+from headwater.errors import InputError
 from headwater.records.step import WatchedTensor
 
 __all__ = ["Changes", "Inventory", "Tracked", "prefixed"]
@@ -124,6 +126,8 @@ class Inventory:
                 self.excluded[name] = "excluded"
                 continue
             tensor = parameter.tensor
+            if is_lazy(tensor):
+                raise InputError(f"{name} has no shape yet: run the lazy model once before watching it")
             shape = shapes[id(tensor)][0] if id(tensor) in shapes else tuple(tensor.shape)
             fans = weight_fans(parameter.owner, shape) if len(shape) >= 2 else None
             watched = WatchedTensor(

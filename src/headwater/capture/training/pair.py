@@ -88,7 +88,7 @@ class Pair:
         self._gives_before_step: bool | None = None
         self._micro = MicroBatches(options.tier) if options.micro else None
         self.missing: dict[str, str] = {}
-        self._dropped_noticed = self._stepped_in_scaled_step = False
+        self._dropped_noticed = self._stepped_in_scaled_step = self._left_a_step_out = False
         self._loss: float | Tensor | None = None
         self._scalars: dict[str, float | Tensor] = {}
         self._clear()
@@ -316,6 +316,7 @@ class Pair:
             raw.skipped = "not stepped"
             self._add_gradients(raw, pre, None)
             self._finish(raw)
+            self._left_a_step_out = True
         elif not self._dropped_noticed:
             self._dropped_noticed = True
             self._tell(
@@ -341,6 +342,9 @@ class Pair:
         # the gradients are read when the optimizer steps, if nothing has changed them until then.
         if self._in_step or self._backwards >= self._expected_backwards:
             self._pre = self._read(found, scaled=True, marks=self._marks)
+        if self._left_a_step_out:  # a loop that leaves every bad step out never comes to the next optimizer step
+            self._left_a_step_out = False
+            self.receiver.raise_late()
 
     def _read(self, found: Gradients, *, scaled: bool, marks: Marks | None = None) -> GradientReading:
         positions, gradients = found
@@ -484,6 +488,8 @@ class Pair:
             self._row = self._raw()
             self._describe(self._row)
         self._end_of_optimizer(optimizer)
+        if not self.receiver.together:  # a scaler that skips for good never comes to the next optimizer step
+            self.receiver.raise_late()
 
     # ---------------------------------------------------------------- the row
 
