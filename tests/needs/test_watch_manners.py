@@ -291,9 +291,6 @@ def test_a_copy_trains_on_its_own_and_adds_no_row(attached: Attached) -> None:
     assert not any(p._post_accumulate_grad_hooks for p in twin.parameters())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a copy made before a step that looks at layers keeps silent hooks of headwater's"
-)
 def test_what_is_saved_while_attached_can_be_loaded_where_headwater_is_not_installed(attached: Attached) -> None:
     buffer = io.BytesIO()
     torch.save(attached.model, buffer)
@@ -634,7 +631,7 @@ def test_switched_off_it_does_nothing_at_all(how: str, monkeypatch: pytest.Monke
     w.load_state_dict(w.state_dict())
 
 
-@pytest.mark.parametrize("value", ["0", ""])
+@pytest.mark.parametrize("value", ["0", "", "false", "no"])
 def test_the_switch_set_to_no_leaves_it_on(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWATER_DISABLE", value)
     model = mlp()
@@ -680,17 +677,12 @@ def test_an_argument_without_a_meaning_is_refused_by_name(arguments: dict[str, A
         hw.watch(model, optimizer, **arguments).attach()
 
 
-EMPTY_LIST = pytest.mark.xfail(
-    strict=True, raises=StopIteration, reason="an empty list of models ends in a bare StopIteration"
-)
-
-
-@pytest.mark.parametrize("thing", [None, 3, "model", pytest.param([], marks=EMPTY_LIST), {}])
+@pytest.mark.parametrize("thing", [None, 3, "model", [], {}])
 def test_something_that_is_no_model_is_refused(thing: Any) -> None:
     model = mlp()
     optimizer = sgd(model)
     with pytest.raises((hw.HeadwaterError, TypeError)):
-        hw.watch(thing, [] if thing == [] else optimizer).attach()
+        hw.watch(thing, None if thing == {} else [] if thing == [] else optimizer).attach()
 
 
 def test_a_model_without_its_optimizer_is_refused_with_advice() -> None:
@@ -701,23 +693,28 @@ def test_a_model_without_its_optimizer_is_refused_with_advice() -> None:
 HOSTILE = ["<script>alert(1)</script>", "naïve ☃ 層", "a'b\"c;--", "%s{0}", "x" * 300, " ", "line\nbreak", "0 OR 1=1"]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_and_unicode_layer_names_survive_the_file_and_are_text_in_the_page(name: str, tmp_path: Path) -> None:
+def test_hostile_and_unicode_layer_names_survive_the_file_and_are_text_in_the_page(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from headwater.cli import main
 
     model = nn.Sequential()
-    model.add_module(name, nn.Linear(8, 3))
+    for name in HOSTILE:
+        model.add_module(name, nn.Linear(8, 8))
     optimizer = sgd(model)
     with hw.watch(model, optimizer, run=tmp_path / "a", activations="recorded", **ALWAYS):
         train(model, optimizer, 3)
     run = hw.open_run(tmp_path / "a")
-    assert len(run.series(f"{name}.weight", "gradient.rms")) == 3
+    for name in HOSTILE:
+        assert len(run.series(f"{name}.weight", "gradient.rms")) == 3
+        assert len(run.series(name, "activation.rms")) == 3
+    run.to_csv(tmp_path / "a.csv")
     page = tmp_path / "page.html"
     done = CliRunner().invoke(main, ["report", str(tmp_path / "a"), "--html", str(page)])
     assert done.exit_code in (0, 1), done.output
-    assert "<script>alert(1)</script>" not in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "<script>alert(1)</script>" not in text
+    assert "alert(1)" in text
 
 
 @pytest.mark.parametrize("name", ["with space", "ünï☃", "a.b.c", "deep/er/still", "-dash", "quote'"])
