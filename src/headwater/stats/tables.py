@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from headwater.errors import InputError
 from headwater.stats import kernels
-from headwater.stats.moments import fused_table, summarize_many, table_of, table_on_accelerator
+from headwater.stats.moments import summarize_many, table_of, table_on_accelerator
 from headwater.stats.rows_on_accelerator import COLUMNS
 
 __all__ = ["MomentPlan", "moment_table", "norm_table"]
@@ -18,7 +19,7 @@ _NAN, _INF, _SCALE, _SUM, _DEVIATIONS = 2, 3, 4, 5, 7
 
 
 def _on_host(tensors: Sequence[Tensor]) -> bool:
-    if all(tensor.is_cpu for tensor in tensors):
+    if all(map(_ON_CPU, tensors)):
         return True
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
@@ -28,7 +29,9 @@ def _on_host(tensors: Sequence[Tensor]) -> bool:
     return False
 
 
-@torch.no_grad()
+_ON_CPU = attrgetter("is_cpu")
+
+
 def moment_table(tensors: Sequence[Tensor]) -> Tensor:
     """Additive statistics of several tensors, left on their device.
 
@@ -45,13 +48,24 @@ def moment_table(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros((0, COLUMNS), dtype=torch.float64, device="cpu")
-    if _on_host(tensors):
-        table = fused_table(tensors)
-        return table_of(summarize_many(tensors)) if table is None else table
-    return table_on_accelerator(tensors)
+    if not _on_host(tensors):
+        with torch.no_grad():
+            return table_on_accelerator(tensors)
+    compiled = kernels.load()
+    if compiled is None:
+        return _in_torch(tensors)
+    entries, others = kernels.entries(tensors)
+    table = compiled.moments(entries)
+    if others:
+        table[others] = _in_torch([tensors[index] for index in others])
+    return table
 
 
 @torch.no_grad()
+def _in_torch(tensors: Sequence[Tensor]) -> Tensor:
+    return table_of(summarize_many(tensors))
+
+
 def norm_table(tensors: Sequence[Tensor]) -> Tensor:
     """Norms and non-finite counts of several tensors, left on their device: the cheapest look at a gradient.
 
@@ -68,19 +82,14 @@ def norm_table(tensors: Sequence[Tensor]) -> Tensor:
     compiled = kernels.load() if tensors and _on_host(tensors) else None
     if compiled is None:
         return _norms(moment_table(tensors))
-    entries: list[int] = []
-    others: list[int] = []
-    for index, tensor in enumerate(tensors):
-        entry = kernels.entry(tensor)
-        entries += entry or (0, 0, 0)
-        if entry is None:
-            others.append(index)
+    entries, others = kernels.entries(tensors)
     table = compiled.norms(entries)
     if others:
         table[others] = _norms(moment_table([tensors[index] for index in others]))
     return table
 
 
+@torch.no_grad()
 def _norms(table: Tensor) -> Tensor:
     finite = (table[:, 0] - table[:, _NAN] - table[:, _INF]).clamp(min=1.0)
     squares = table[:, _DEVIATIONS] + table[:, _SUM].square() / finite

@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "TARGETS",
     "KernelStatus",
     "Kernels",
+    "entries",
     "entry",
     "forget",
     "load",
@@ -53,7 +55,8 @@ _CODES = {
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # Subclasses may keep their elements elsewhere, or mean something else by them.
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+_DTYPE, _IS_CPU, _NBYTES = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("nbytes")
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,13 @@ class Kernels:
         """Additive statistics of several arrays.
 
         Args:
-            entries: address, number of elements and dtype code of each, one after another, from :func:`entry`. The
+            entries: address, number of elements and dtype code of each, one after another, from :func:`entries`. The
                 caller keeps the memory alive.
 
         Returns:
             Shape (k, 11), float64, in main memory.
         """
-        given = array("q", entries)
+        given = entries if isinstance(entries, array) else array("q", entries)
         table = torch.empty((len(given) // 3, 11), dtype=torch.float64, device="cpu")
         self._moments(len(given) // 3, given.buffer_info()[0], table.data_ptr(), self._number)
         return table
@@ -140,7 +143,7 @@ class Kernels:
         Returns:
             Shape (k, 3), float64, in main memory: √Σx² over the finite elements, NaN elements, infinite elements.
         """
-        given = array("q", entries)
+        given = entries if isinstance(entries, array) else array("q", entries)
         table = torch.empty((len(given) // 3, 3), dtype=torch.float64, device="cpu")
         self._norms(len(given) // 3, given.buffer_info()[0], table.data_ptr(), self._number)
         return table
@@ -245,6 +248,48 @@ def entry(tensor: Tensor) -> tuple[int, int, int] | None:
         return None
     # Torch's tensor of zeros that takes no memory has the address 0.
     return (address, count * code[1], code[0]) if address or not count else None
+
+
+def entries(tensors: Sequence[Tensor]) -> tuple[array[int], Sequence[int]]:
+    """:func:`entry` of many tensors, one after another.
+
+    Contiguous ones of one real dtype, which is what a step's gradients are, are asked together: one loop in C per
+    question. No answer is kept, since a gradient may lie otherwise or be of another type at the next step.
+
+    Args:
+        tensors: any.
+
+    Returns:
+        Three numbers for each, zeros for those that the kernels cannot read as they lie; and which these are.
+    """
+    given = array("q", bytes(24 * len(tensors)))
+    dtypes = set(map(_DTYPE, tensors))
+    if len(dtypes) == 1 and _PLAIN_TYPES.issuperset(map(type, tensors)) and all(map(_IS_CPU, tensors)):
+        dtype = dtypes.pop()
+        code, width = _CODES.get(dtype, (0, 0))
+        if width == 1:
+            try:  # a layout that is not strided has no address, nor has a function transform's tensor
+                addresses = array("q", map(Tensor.data_ptr, tensors))
+                size = dtype.itemsize
+                counts = array("q", [nbytes // size for nbytes in map(_NBYTES, tensors)])
+                contiguous = all(map(Tensor.is_contiguous, tensors))
+            except RuntimeError:
+                contiguous = False
+            # A single element may be torch's lazily negated one; the imaginary part that more of them would be the
+            # view of is not contiguous. A tensor of zeros may take no memory.
+            if contiguous and min(counts) < 2:
+                contiguous = not any(t.is_neg() for t, count in zip(tensors, counts, strict=True) if count < 2)
+            if contiguous and all(addresses):
+                given[0::3], given[1::3], given[2::3] = addresses, counts, array("q", [code]) * len(tensors)
+                return given, ()
+    others: list[int] = []
+    for index, tensor in enumerate(tensors):
+        found = entry(tensor)
+        if found is None:
+            others.append(index)
+        else:
+            given[3 * index], given[3 * index + 1], given[3 * index + 2] = found
+    return given, others
 
 
 def _is_dense(tensor: Tensor) -> bool:
