@@ -25,10 +25,13 @@ WORLD = 2
 
 
 def model() -> nn.Module:
+    """Ten layers of 256 units, He's initialisation: nothing for the alerts to say."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for _ in range(10):
         layers += [nn.Linear(256, 256), nn.ReLU()]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight)
     return nn.Sequential(*layers, nn.Linear(256, 10))
 
 

@@ -170,6 +170,18 @@ def tensor_parallel(rank: int, world: int) -> Any:
     return train(_tensor_parallel(net(8), init_device_mesh("cpu", (world,))), *batch(), clip=False)[0]
 
 
+def tensor_parallel_micro(rank: int, world: int) -> Any:
+    model = _tensor_parallel(net(8), init_device_mesh("cpu", (world,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = batch()
+    seen: list[StepRecord] = []
+    with hw.watch(model, optimizer, every=1, alerts=(), micro=True, on_record=seen.append):
+        for half in (0, 1):
+            (model(x.chunk(2)[half]) - y.chunk(2)[half]).square().mean().backward()
+        optimizer.step()
+    return [(r.micro, sorted(plain(r)["blocks"]["gradient", "pre_clip"])) for r in seen]
+
+
 def two_dimensional(rank: int, world: int) -> Any:
     mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
     model = _tensor_parallel(net(), mesh["tensor"])

@@ -15,10 +15,23 @@ if not torch.distributed.is_available():
 pytestmark = pytest.mark.slow
 
 NAMES = (
-    "one_rank_only", "alone_on_purpose", "rank_0_cannot_write", "copies_that_differ", "equal_layers_and_shards",
-    "gradient_on_one_rank_only", "different_models", "not_finite_on_one_rank", "collectives", "communication_of_training", "same_weights", "accumulation",
-    "stop_together", "throttle_together", "only_rank_0_writes", "one_rank_ends_early",
-)  # fmt: skip
+    "one_rank_only",
+    "alone_on_purpose",
+    "rank_0_cannot_write",
+    "copies_that_differ",
+    "equal_layers_and_shards",
+    "gradient_on_one_rank_only",
+    "different_models",
+    "not_finite_on_one_rank",
+    "collectives",
+    "communication_of_training",
+    "same_weights",
+    "accumulation",
+    "stop_together",
+    "throttle_together",
+    "only_rank_0_writes",
+    "one_rank_ends_early",
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ pytestmark = pytest.mark.slow
 
 WAYS = {
     1: ("fsdp2", "tensor_parallel"),
-    2: ("ddp", "fsdp2", "fsdp2_norms", "fsdp1", "fsdp1_flat", "tensor_parallel"),
+    2: ("ddp", "fsdp2", "fsdp2_norms", "fsdp1", "fsdp1_flat", "tensor_parallel", "tensor_parallel_micro"),
     4: ("ddp", "fsdp2", "hybrid", "fsdp1", "tensor_parallel", "two_dimensional"),
 }
+OTHERS = ("fsdp1", "fsdp1_flat", "tensor_parallel_micro")
 NUMBERS = (
     "count", "zero_count", "nan_count", "inf_count", "rms", "mean_abs", "max_abs", "std", "kurtosis", "min_abs_nonzero",
 )  # fmt: skip
@@ -49,7 +50,7 @@ def numbers(row: list[float]) -> dict[str, float]:
     return {name: float(getattr(statistics, name)) for name in NUMBERS}
 
 
-CASES = [(world, way) for world, ways in WAYS.items() for way in ways if way not in ("fsdp1", "fsdp1_flat")]
+CASES = [(world, way) for world, ways in WAYS.items() for way in ways if way not in OTHERS]
 
 
 @pytest.mark.parametrize(("world", "way"), CASES)
@@ -104,6 +105,19 @@ def test_fsdp1_shows_each_parameter_of_its_flat_one(outcomes: dict[int, dict[str
             assert numbers(rows["unused"])["zero_count"] == 4
             for name, row in wanted.items():
                 assert numbers(rows[name]) == pytest.approx(numbers(row), rel=1e-5)
+
+
+def test_micro_batches_under_tensor_parallelism_show_what_is_no_partial_sum(
+    outcomes: dict[int, dict[str, list[Any]]],
+) -> None:
+    every = ["first.bias", "first.weight", "head.bias", "head.weight", "norm.bias", "norm.weight", "second.bias"]
+    every.append("second.weight")
+    for found in outcomes[2]["tensor_parallel_micro"]:
+        assert [micro for micro, _ in found] == [0, 1, None]
+        assert found[2][1] == every
+        for micro, names in found[:2]:
+            assert set(names) <= set(every), micro
+            assert "second.weight" in names
 
 
 def test_a_flat_parameter_without_the_original_ones_is_named_as_not_observed(

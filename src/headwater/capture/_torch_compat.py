@@ -254,9 +254,9 @@ def flat_parameter_pieces(module: Any) -> list[tuple[torch.Tensor, tuple[int, ..
     Returns:
         (parameter, its whole shape, rank within its sharding group) of each; nothing for other modules.
     """
-    handle = getattr(module, "_handle", None)
+    handle: Any = getattr(module, "_handle", None)
     flat = getattr(handle, "flat_param", None)
-    if flat is None or not is_flat_parameter(flat) or getattr(flat, "_params", None) is None:
+    if handle is None or flat is None or not is_flat_parameter(flat) or getattr(flat, "_params", None) is None:
         return []
     sharded = bool(getattr(handle, "uses_sharded_strategy", True))
     rank = int(handle.process_group.rank()) if sharded else -1

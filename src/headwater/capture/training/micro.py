@@ -11,6 +11,7 @@ from headwater.capture.training.gradients import columns_of, read_table
 from headwater.capture.training.hooks import ParameterHook
 from headwater.capture.training.inventory import Inventory
 from headwater.capture.training.raw import Piece
+from headwater.capture.training.sharding import readable
 
 __all__ = ["MicroBatches"]
 
@@ -59,8 +60,8 @@ class MicroBatches:
 
     def arrived(self, position: int, gradient: Tensor) -> None:
         """The gradient of one backward arrived at a parameter."""
-        if self.open:
-            self._tables[position] = read_table([gradient.detach()], self.tier)
+        if self.open and (piece := readable(gradient)) is not None:
+            self._tables[position] = read_table([piece.detach()], self.tier)
 
     def piece(self, inventory: Inventory) -> Piece | None:
         """What the backward that is now over brought.
