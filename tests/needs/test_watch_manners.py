@@ -113,6 +113,17 @@ def test_the_summary_tells_time_share_and_bytes() -> None:
     assert w.overhead.bytes >= 0
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_less_than_a_hundredth_of_the_parameters_memory_is_held(kind: str) -> None:
+    # 1.1 million parameters, 4.3 MB.
+    model = mlp(8, 1000, 1000, 3, activation=nn.ReLU)
+    optimizer = sgd(model) if kind == "sgd" else torch.optim.Adam(model.parameters())
+    w = hw.watch(model, optimizer, **ALWAYS)
+    with w:
+        train(model, optimizer, 4)
+        assert 0 < w.overhead.bytes < 0.01 * 4 * sum(p.numel() for p in model.parameters())
+
+
 def test_recording_is_spread_out_when_it_costs_more_than_it_may(tmp_path: Path) -> None:
     # A model so small that looking at it costs more than training it; after the first second the limit holds.
     model = mlp(4, 4)
