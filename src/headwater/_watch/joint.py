@@ -9,8 +9,9 @@ from typing import Literal
 
 from torch import nn
 
+from headwater.capture.training.layout import Notice
 from headwater.capture.training.pair import Pair
-from headwater.capture.training.ranks import Notice, Ranks, is_distributed
+from headwater.capture.training.ranks import Ranks, is_distributed
 from headwater.capture.training.raw import RawStep
 from headwater.capture.training.schedule import Schedule
 from headwater.capture.training.sharding import has_shards
