@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from headwater.theory.forecast.axes import Atom, Axes, NoRuleError, Splits, flat, refine, split_atoms
-from headwater.theory.forecast.length import GradientProfile, LengthLaw
-from headwater.theory.forecast.memory import Branch, Memory
+from headwater.theory.forecast.laws import Known, Law, Source, rename, uneven_lengths
+from headwater.theory.forecast.length import GradientProfile
+from headwater.theory.forecast.memory import Memory
 from headwater.theory.forecast.pointwise import Function, function_fourth_ratio, function_stats
+from headwater.theory.forecast.roots import Root, Shortcut, Term
 from headwater.theory.forecast.stats import Stats
-from headwater.theory.forecast.transport import Transport
 
 __all__ = [
     "Known",
@@ -34,91 +34,6 @@ __all__ = [
 
 
 _LARGEST_SAMPLE = 1 << 22  # elements of known values that moments are taken of; chosen by us
-
-
-@dataclass(eq=False)
-class Root:
-    """One random tensor; signals that are multiples or functions of the same root move together.
-
-    Attributes:
-        stats: its moments.
-        spread: relative variance, between draws of the weights, of its mean square: what moves the mean of the
-            logarithm below the logarithm of the mean.
-        structure: what else a rule knows about it (attention weights and their gradients).
-        main_share: of a sum of two: the larger part's share of the mean square; 0 for anything else.
-        shortcut: of a sum with a function of an earlier Gaussian (a shortcut around a branch): how it came about.
-        parts: of a sum: the random tensors it is the sum of, each with its factor.
-        memory: of a gradient that came down a shortcut: the Gaussian at its lower end and how the moments depend on it.
-        law: of pre-activations of a dense layer: the law of a sample's squared length; None where it is not followed.
-        profile: of a gradient: its square as a function of the sample's length at the layer it comes from, or None.
-        removed: of a gradient: how much of its component along the mean over features, and along what the normalisation
-            before this one put out, was projected out already, 0 to 1 each.
-    """
-
-    stats: Stats
-    spread: float = 0.0
-    structure: Any = None
-    main_share: float = 0.0
-    removed: tuple[float, float] = (0.0, 0.0)
-    shortcut: Shortcut | None = None
-    parts: tuple[tuple[Term, float], ...] = ()
-    memory: tuple[Term, Memory] | None = None
-    law: LengthLaw | None = None
-    profile: GradientProfile | None = None
-
-    def whole_spread(self, samples: int) -> float:
-        """The spread with what the lengths of samples bring about in a gradient.
-
-        Args:
-            samples: B.
-
-        Returns:
-            Relative variance of the mean square.
-        """
-        return self.spread + (0.0 if self.profile is None else self.profile.variance(samples))
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """A root under the names that its positions have now.
-
-    Attributes:
-        root: the random tensor.
-        atoms: the position atoms now, in the order in which the root's statistics count.
-    """
-
-    root: Root
-    atoms: tuple[Atom, ...]
-
-    @property
-    def stats(self) -> Stats:
-        """The root's statistics under these names."""
-        return self.root.stats.with_atoms(self.atoms)
-
-    def split(self, splits: Sequence[Splits]) -> Term:
-        """With some atoms replaced by their factors."""
-        return replace(self, atoms=flat(split_atoms((self.atoms,), splits)))
-
-    def renamed(self, names: dict[Atom, Atom]) -> Term:
-        """With some atoms under other names."""
-        return replace(self, atoms=tuple(names.get(a, a) for a in self.atoms))
-
-
-@dataclass(frozen=True, eq=False)
-class Shortcut:
-    """u = φ(t) + f.
-
-    Attributes:
-        term: t, a Gaussian.
-        function: φ.
-        branch: f.
-        law: of u, as a function of the Gaussian of which this is remembered; None where u is that Gaussian.
-    """
-
-    term: Term
-    function: Function
-    branch: Branch
-    law: Transport | None
 
 
 @dataclass(eq=False)
@@ -320,113 +235,7 @@ class Signal:
         return self.stats.broadcast([a for a in flat(axes) if a.kind == "position"])
 
 
-@dataclass(eq=False)
-class Law:
-    """A tensor of independent elements of one law: a weight, or inputs of which only moments are given.
-
-    Attributes:
-        axes: what its dimensions count; ``unknown`` until it meets a signal.
-        mean: of an element.
-        variance: of an element.
-        pieces: (share, mean, variance) of parts along the first dimension that follow different laws (the gates of an
-            LSTM's bias); the shares sum to 1. Empty when one law holds for all.
-    """
-
-    axes: Axes
-    mean: float
-    variance: float
-    pieces: tuple[tuple[float, float, float], ...] = ()
-
-    @staticmethod
-    def of_pieces(axes: Axes, pieces: Sequence[tuple[float, float, float]]) -> Law:
-        """A law made of parts along the first dimension.
-
-        Args:
-            axes: what its dimensions count.
-            pieces: (share, mean, variance); neighbours of one law are joined.
-
-        Returns:
-            The law; ``mean`` and ``variance`` are those of an element drawn anywhere.
-        """
-        joined: list[tuple[float, float, float]] = []
-        for share, mean, variance in pieces:
-            if share <= 0.0:
-                continue
-            if joined and joined[-1][1:] == (mean, variance):
-                joined[-1] = (joined[-1][0] + share, mean, variance)
-            else:
-                joined.append((share, mean, variance))
-        mean = math.fsum(p * m for p, m, _ in joined)
-        square = math.fsum(p * (v + m * m) for p, m, v in joined)
-        return Law(axes, mean, max(0.0, square - mean**2), tuple(joined) if len(joined) > 1 else ())
-
-    def parts(self, start: float, stop: float) -> list[tuple[float, float, float]]:
-        """The pieces between two shares of the first dimension, their shares of the whole."""
-        found, at = [], 0.0
-        for share, mean, variance in self.pieces or ((1.0, self.mean, self.variance),):
-            inside = min(stop, at + share) - max(start, at)
-            if inside > 1e-9:
-                found.append((inside, mean, variance))
-            at += share
-        return found
-
-    def part(self, start: float, stop: float) -> tuple[float, float]:
-        """Mean and variance of the elements between two shares of the first dimension."""
-        law = Law.of_pieces((), [(p / (stop - start), m, v) for p, m, v in self.parts(start, stop)])
-        return law.mean, law.variance
-
-    @property
-    def square(self) -> float:
-        """Second moment of an element."""
-        return self.mean**2 + self.variance
-
-    def split(self, splits: Sequence[Splits]) -> Law:
-        """With some atoms replaced by their factors."""
-        return replace(self, axes=split_atoms(self.axes, splits))
-
-    def renamed(self, names: dict[Atom, Atom]) -> Law:
-        """With some atoms under other names."""
-        return replace(self, axes=rename(self.axes, names))
-
-
-@dataclass(eq=False)
-class Known:
-    """A tensor whose values are known: inputs, masks, angles, ones.
-
-    Attributes:
-        axes: what its dimensions count; ``unknown`` until it meets a signal.
-        value: the values.
-    """
-
-    axes: Axes
-    value: Tensor
-
-    def split(self, splits: Sequence[Splits]) -> Known:
-        """With some atoms replaced by their factors."""
-        return replace(self, axes=split_atoms(self.axes, splits))
-
-    def renamed(self, names: dict[Atom, Atom]) -> Known:
-        """With some atoms under other names."""
-        return replace(self, axes=rename(self.axes, names))
-
-
-@dataclass(frozen=True)
-class Source:
-    """A tensor about which nothing is known, because of the operation that made it.
-
-    Attributes:
-        operation: its name.
-    """
-
-    operation: str
-
-
 Thing: TypeAlias = Signal | Law | Known
-
-
-def rename(axes: Axes, names: dict[Atom, Atom]) -> Axes:
-    """Axes with some atoms under other names."""
-    return tuple(tuple(names.get(a, a) for a in dimension) for dimension in axes)
 
 
 # -------------------------------------------------------------------- two tensors side by side
@@ -550,26 +359,3 @@ def _known_stats(known: Known, atoms: tuple[Atom, ...], has_samples: bool) -> St
     within = torch.tensor([[apart]], dtype=torch.float64)
     aligned = torch.tensor([aligned_value], dtype=torch.float64)
     return Stats(atoms, mean, square, within, aligned, torch.tensor([[across]], dtype=torch.float64))
-
-
-def uneven_lengths(thing: Known | Law) -> float:
-    """How much the samples of an input differ in length: Var over samples of ln mean x².
-
-    Args:
-        thing: known values, or independent numbers of one law, which are taken as Gaussian.
-
-    Returns:
-        The variance; 0 without samples.
-    """
-    mine = flat(thing.axes)
-    samples = [i for i, a in enumerate(mine) if a.kind == "sample"]
-    features = math.prod(a.size for a in mine if a.kind != "sample")
-    if not samples:
-        return 0.0
-    if isinstance(thing, Law):
-        ratio = thing.variance / thing.square if thing.square > 0.0 else 0.0
-        return 2.0 * ratio * (2.0 - ratio) / features  # Var x² = 2 s⁴ + 4 m² s²
-    value = thing.value.detach().reshape([a.size for a in mine]).double()
-    lengths = value.square().mean([i for i in range(len(mine)) if i not in samples]).reshape(-1)
-    lengths = lengths[lengths > 0.0]
-    return float(lengths.log().var(correction=0)) if len(lengths) > 1 else 0.0

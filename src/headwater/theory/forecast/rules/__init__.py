@@ -2,6 +2,8 @@
 
 from headwater.theory.forecast.rules import (
     attention,
+    batch_norm,
+    constants,
     convolution,
     elementwise,
     gating,
@@ -18,6 +20,8 @@ from headwater.theory.forecast.rules import (
 
 __all__ = [
     "attention",
+    "batch_norm",
+    "constants",
     "convolution",
     "elementwise",
     "gating",
