@@ -49,6 +49,7 @@ def test_entries_of_many_are_those_of_each() -> None:
 def test_a_single_lazily_negated_element_is_left_to_the_plain_path() -> None:
     # The imaginary part of the conjugate of 2 + 3i is -3; it is stored as 3 with a mark.
     negated = torch.tensor([2 + 3j]).conj().imag
-    assert negated.is_neg() and negated.is_contiguous()
+    assert negated.is_neg()
+    assert negated.is_contiguous()
     assert kernels.entries([torch.ones(1), negated])[1] == [1]
     assert moment_table([torch.ones(1), negated])[1, 5] < 0  # scaled_sum

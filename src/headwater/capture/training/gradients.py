@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ __all__ = ["GradientReading", "columns_of", "read_table", "versions"]
 
 Tier = Literal["all", "norms"]
 Marks = list[tuple[int, int]]
+_ON_CPU, _VERSION = attrgetter("is_cpu"), attrgetter("_version")
 
 
 def columns_of(tier: Tier) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ def read_table(tensors: Sequence[Tensor], tier: Tier) -> Tensor:
         Shape (k, 11) or (k, 3), in the order of the tensors, on their device; on that of the first when there are several.
     """
     function = moment_table if tier == "all" else norm_table
-    if all(t.is_cpu for t in tensors):
+    if all(map(_ON_CPU, tensors)):
         return function(tensors)
     first = tensors[0].device
     if all(t.device == first for t in tensors):
@@ -66,7 +68,7 @@ def versions(gradients: Sequence[Tensor]) -> Marks:
     Returns:
         (``id``, version) of each.
     """
-    return [(id(gradient), gradient._version) for gradient in gradients]
+    return list(zip(map(id, gradients), map(_VERSION, gradients), strict=True))
 
 
 @dataclass(slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ from headwater.errors import InputError
 from headwater.records.step import WatchedTensor
 
 __all__ = ["Changes", "Inventory", "Tracked", "prefixed"]
+
+_GRAD, _REQUIRES_GRAD = attrgetter("grad"), attrgetter("requires_grad")
 
 
 def prefixed(group: str, name: str) -> str:
@@ -95,6 +99,9 @@ class Inventory:
         self._all: tuple[WatchedTensor, ...] = ()
         self._registered = -1
         self._sources: list[tuple[weakref.ref[nn.Module], str]] = []
+        self._found: list[Tensor | None] | None = None
+        self._trainable: list[bool] = []
+        self._leaves: list[int] = []
         self._everywhere: list[int] = []
         self._layer_of: Mapping[str, tuple[str | None, int]] = {}
         self.sharded = False
@@ -113,6 +120,7 @@ class Inventory:
         model = self.model()
         if model is None:
             return Changes()
+        self._found = None
         names = clean_names(model)
         known = {t.watched.name: t for t in self.tracked}
         found: list[Tracked] = []
@@ -171,6 +179,11 @@ class Inventory:
         model = self.model()
         if for_new and model is not None and _registered(model) != self._registered:
             changes = self.list_again()
+        try:
+            if list(map(_REQUIRES_GRAD, self.tensors())) == self._trainable:
+                return changes
+        except AttributeError:
+            pass  # a parameter is gone
         frozen: list[str] = []
         unfrozen: list[str] = []
         for tracked, tensor in zip(self.tracked, self.tensors(), strict=True):
@@ -179,7 +192,7 @@ class Inventory:
                 tracked.watched = replace(tracked.watched, trainable=tensor.requires_grad)
         if not frozen and not unfrozen:
             return changes
-        self._all = tuple(t.watched for t in self.tracked)
+        self._list_records()
         return Changes(tuple(frozen), tuple(unfrozen), changes.added)
 
     def place(self, layer_of: Mapping[str, tuple[str | None, int]]) -> None:
@@ -196,20 +209,40 @@ class Inventory:
             known = self._layer_of.get(tracked.watched.name)
             if known is not None and known != (tracked.watched.layer, tracked.watched.order):
                 tracked.watched = replace(tracked.watched, layer=known[0], order=known[1])
+        self._list_records()
+
+    def _list_records(self) -> None:
         self._all = tuple(t.watched for t in self.tracked)
+        self._trainable = [watched.trainable for watched in self._all]
 
     # ---------------------------------------------------------------- reading
 
     def tensors(self) -> list[Tensor | None]:
         """The parameters as they are now, in the order of ``tracked``."""
+        if self._found is not None:
+            return self._found
         return [
             None if (owner := reference()) is None else owner._parameters.get(attribute)
             for reference, attribute in self._sources
         ]
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """While nothing but headwater runs: the parameters are looked up once, unless some are added."""
+        self._found = self.tensors()
+        try:
+            yield
+        finally:
+            self._found = None
+
     def gradients(self) -> tuple[list[int], list[Tensor]]:
         """Positions and gradients of the parameters that have one."""
-        found = [None if p is None else p.grad if p.is_leaf else gradient_of(p) for p in self.tensors()]
+        tensors = self.tensors()
+        identities = list(map(id, tensors))
+        plain = identities == self._leaves
+        if not plain and all(p is not None and p.is_leaf for p in tensors):
+            plain, self._leaves = True, identities
+        found: list[Tensor | None] = list(map(_GRAD, tensors)) if plain else list(map(gradient_of, tensors))
         if self.sharded:
             return self._local_gradients(found)
         present = [g for g in found if g is not None]

@@ -236,7 +236,8 @@ class Pair:
         if self._held is not None:
             self._run(self.release)
         if self.recording:
-            self._run(self._before_step, optimizer, args, kwargs)
+            with self.inventory.standing_still():
+                self._run(self._before_step, optimizer, args, kwargs)
         self.own_seconds += time.perf_counter() - start
         return self._with_telling_closure(optimizer, args, kwargs) if self._in_step and not self._begun else None
 
@@ -383,10 +384,9 @@ class Pair:
         """The gradients are what the optimizer will use: after the first call of a closure, where there is one."""
         self._begun = True
         self._compare_with_backward(optimizer)
-        self._row = self._raw()
-        self._describe(self._row)
+        row = self._row = self._raw()
+        self._describe(row)
         if self.receiver.blocks:
-            row = self._row
             try:
                 self.receiver.decide(row)
             except UnhealthyError:

@@ -79,7 +79,7 @@ class RawStep:
         """Start the one copy to main memory; nothing waits here. Without an accelerator there is nothing to copy."""
         waiting: dict[torch.device, list[Tensor]] = {}
         for tensor in self._tensors():
-            if tensor.device.type != "cpu":
+            if not tensor.is_cpu:
                 waiting.setdefault(tensor.device, []).append(tensor)
         for device, tensors in waiting.items():
             dtype = torch.float64 if device.type != "mps" else torch.float32

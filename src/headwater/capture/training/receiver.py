@@ -68,7 +68,7 @@ class Receiver:
         Returns:
             Whether it changed.
         """
-        return schedule.adapt(self.spent_seconds(), elapsed_seconds)
+        return schedule.max_overhead is not None and schedule.adapt(self.spent_seconds(), elapsed_seconds)
 
     @property
     def together(self) -> bool:
