@@ -32,11 +32,13 @@ class Spike:
     ## Evidence and threshold
     Robust z: (log10 value - median) / (1.4826 MAD) over the last ``window`` = 128 recorded steps (the window and the
     6 of ``z`` as in OLMo-core's stability monitor, there with mean and standard deviation, which one outlier inflates so
-    that the next is missed), once ``least_steps`` = 16 are there. The step must also lie ``decades`` = 0.5 (a factor of
-    3.2) above the median for gradients and updates, and ``loss_decades`` = 0.1 (26 %) for the loss: a run may be so smooth
-    that 6 σ are nothing. MAD is taken as at least ``least_mad`` = 0.01 decades. All but the window and z chosen by us, see
-    benchmarks/alerts.py. Past sizes of single tensors: the median over the last ``recent`` = 8 recorded steps.
-    Multiplying the loss by a constant changes nothing.
+    that the next is missed), once ``least_steps`` = 16 are there. A MAD of few numbers is itself uncertain: with n steps
+    the limit is 6 √(1 + 16 / n). The step must also lie ``decades`` = 0.5 (a factor of 3.2) above the median for gradients
+    and updates, and ``loss_decades`` = 0.1 (26 %) for the loss: a run may be so smooth that 6 σ are nothing. By as much it
+    must lie above the largest but one of the last ``recent_steps`` = 3: a gradient that climbs as the network begins to
+    learn is no jump, however far it comes. MAD is taken as at least ``least_mad`` = 0.01 decades. All but the window and z
+    chosen by us, see benchmarks/alerts.py. Past sizes of single tensors: the median over the last ``recent`` = 8 recorded
+    steps. Multiplying the loss by a constant changes nothing.
 
     ## Known false alarms
     A run whose gradient norm has heavy tails by nature (reinforcement learning, very small batches); a change of the data.
@@ -58,6 +60,7 @@ class Spike:
     decades: float = 0.5
     loss_decades: float = 0.1
     least_mad: float = 0.01
+    recent_steps: int = 3
     recent: int = 8
     patience: int = 1
     action: Action = "warn"
@@ -96,11 +99,16 @@ class Spike:
         found = None
         if len(ordered) >= self.least_steps:
             rise = value - middle(ordered)
-            if rise >= decades:  # the MAD is worked out only then
+            # The largest but one, so that one outlier does not hide the next.
+            lately = sorted(series["window"][-self.recent_steps :])[-2]
+            if rise >= decades and value - lately >= decades:  # the MAD is worked out only then
                 z = rise / (NORMAL_MAD * max(self.least_mad, mad(ordered)))
-                found = (z, rise, len(ordered)) if z >= self.z else None
+                found = (z, rise, len(ordered)) if z >= self._limit(len(ordered)) else None
         enter_window(series, value, self.window)
         return found
+
+    def _limit(self, steps: int) -> float:
+        return self.z * math.sqrt(1 + self.least_steps / steps)
 
     def _remember(self, memory: Memory, kind: str, sizes: Sizes) -> None:
         names = [tensor.name for tensor in sizes.tensors]
@@ -141,7 +149,7 @@ class Spike:
             severity=Severity.WARNING,
             where=tuple(where),
             evidence=(
-                Evidence("robust z", z, "", f"limit {self.z:g}, over {length} recorded steps"),
+                Evidence("robust z", z, "", f"limit {self._limit(length):.2g}, over {length} recorded steps"),
                 Evidence("above the median", rise, "decades"),
                 *shares,
             ),

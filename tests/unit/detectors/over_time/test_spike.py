@@ -73,9 +73,9 @@ def test_six_sigma_of_a_run_without_noise_are_no_spike() -> None:
 
 def test_z_is_the_rise_over_the_scaled_median_absolute_deviation() -> None:
     # log10 norms alternate between ±0.1: median 0 (with √16 elements the norm is 4, a constant), MAD 0.1.
-    sizes = [{"0.weight": 10 ** (0.1 if k % 2 else -0.1)} for k in range(40)] + [{"0.weight": 10.0}]
+    sizes = [{"0.weight": 10 ** (0.1 if k % 2 else -0.1)} for k in range(40)] + [{"0.weight": 100.0}]
     (finding,) = alarms(run(sizes), Spike())
-    assert evidence(finding)["robust z"] == pytest.approx(1.0 / (1.4826 * 0.1), rel=1e-6)
+    assert evidence(finding)["robust z"] == pytest.approx(2.0 / (1.4826 * 0.1), rel=1e-6)
 
 
 def test_the_gradient_before_clipping_is_judged() -> None:
@@ -129,3 +129,20 @@ def test_steps_that_were_skipped_or_are_not_finite_do_not_enter_the_past() -> No
     records.append(record(40, dict.fromkeys(sizes[0], 1e6)))
     (finding,) = alarms(records, Spike())
     assert "the last 16 recorded steps" in finding.cause
+
+
+def test_a_gradient_that_climbs_is_no_spike() -> None:
+    # Flat for 16 steps, then 0.4 decades more at each of five: 2 decades above the median, and never a jump.
+    flat = [{"0.weight": 10 ** (0.1 if k % 2 else -0.1)} for k in range(16)]
+    climbing = [{"0.weight": 10 ** (0.4 * k)} for k in range(1, 6)]
+    assert alarms(run(flat + climbing), Spike()) == []
+
+
+def test_few_steps_ask_for_a_larger_z() -> None:
+    # z = 1.2 / 0.148 = 8.1: beyond 6 √(1 + 16/64) = 6.7 of 64 steps, not beyond 6 √2 = 8.5 of 16.
+    def flat(steps: int) -> list[dict[str, float]]:
+        return [{"0.weight": 10 ** (0.1 if k % 2 else -0.1)} for k in range(steps)]
+
+    spike = {"0.weight": 10**1.2}
+    assert alarms(run([*flat(16), spike]), Spike()) == []
+    assert len(alarms(run([*flat(64), spike]), Spike())) == 1
