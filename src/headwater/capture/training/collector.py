@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from headwater.capture.training.gradients import read_table
 from headwater.stats import moment_table
 
 __all__ = ["HELD_BYTES", "HELD_TENSORS", "Collector", "joined"]
+
+_ON_CPU, _DEVICE = attrgetter("is_cpu"), attrgetter("device")
 
 HELD_BYTES = 1 << 20
 """Tensors are held until together they are this large: as long as they are in the cache, and too little to be felt in
@@ -75,8 +78,7 @@ class Collector:
             return
         changed = [i for i, (tensor, version, _) in enumerate(held) if tensor._version != version]
         tensors = [tensor for tensor, _, _ in held]
-        first = tensors[0].device
-        same = all(t.is_cpu for t in tensors) or all(t.device == first for t in tensors)
+        same = all(map(_ON_CPU, tensors)) or len(set(map(_DEVICE, tensors))) == 1
         table = moment_table(tensors) if same else read_table(tensors, "all")
         if changed:
             table[changed] = float("nan")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +61,7 @@ class _Layer:
     kind: LayerKind
     type: str
     owns_parameters: bool
+    leads: bool  # says where the units of the activations after it are
     function: Elementwise | Literal[False] | None = False
     in_place: bool = False
 
@@ -91,14 +91,15 @@ class _GradientHook:
 
     __slots__ = ("row", "step", "watch")
 
-    def __init__(self, watch: LayerWatch, row: _Row, step: int) -> None:
-        self.watch, self.row, self.step = weakref.ref(watch), row, step
+    def __init__(self, watch: weakref.ref[LayerWatch], row: _Row, step: int) -> None:
+        self.watch, self.row, self.step = watch, row, step
 
     def __call__(self, gradient: Tensor) -> None:
         watch = self.watch()
         if watch is None or watch.step != self.step or not (watch.open or self.row.gradient is None):
             return
-        if (piece := readable(gradient)) is not None:
+        piece = gradient if type(gradient) is Tensor else readable(gradient)
+        if piece is not None:
             self.row.gradient = watch.gradients.add(piece)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -144,7 +145,11 @@ class LayerWatch:
         self._list()
         self._unsafe: set[tuple[int, int, str]] = set()
         self._with_units = True
-        self._signature: Sequence[object] = []
+        self._reference = weakref.ref(self)
+        self._earlier: list[_Row] = []
+        self._arrived: list[int | None] = []
+        self._order_arrived: list[int] = []
+        self._came_back: tuple[WatchedTensor, ...] = ()
         self._tensors: tuple[WatchedTensor, ...] = ()
         self._settled = False
         self._activations = Collector()
@@ -171,6 +176,7 @@ class LayerWatch:
                 layer_kind(module),
                 type(module).__name__,
                 any(p is not None for p in module._parameters.values()),
+                layer_kind(module) in ("convolution", "linear", "embedding", "attention"),
             )
             for module, known in names.items()
             if id(module) not in inside
@@ -181,6 +187,7 @@ class LayerWatch:
 
     def _clear(self) -> None:
         self._rows: list[_Row] = []
+        self._same = True  # as far as the rows go, those of the sampled step before
         self._activations.clear()
         self.gradients.clear()
         self._counts: dict[int, int] = {}
@@ -235,6 +242,7 @@ class LayerWatch:
         """The model is gone: let go of what belongs to it."""
         for layer in self._layers:
             layer.function = None
+        self._earlier = []
         self._clear()
 
     # ---------------------------------------------------------------- forward and backward
@@ -248,16 +256,16 @@ class LayerWatch:
             args: its positional arguments.
             output: what it returned.
         """
-        self._order.setdefault(index, len(self._order))
+        if index not in self._order:
+            self._order[index] = len(self._order)
         if not torch.is_grad_enabled():
             return  # an evaluation, or the first run of a reentrant checkpoint
-        again = in_backward()
         call = self._counts.get(index, 0)
-        if (again and call) or call >= MOST_CALLS:
+        if call and (call >= MOST_CALLS or in_backward()):
             return
         self._counts[index] = call + 1
         layer = self._layers[index]
-        if layer.kind in ("convolution", "linear", "embedding", "attention"):
+        if layer.leads:
             self._channels_first = layer.kind == "convolution"
         if isinstance(output, Tensor):
             self._record(index, layer, call, "", output, args)
@@ -265,15 +273,25 @@ class LayerWatch:
             tensors = [(path, t) for path, t in tensors_in(output) if is_measurable(t)]
             for position, (path, tensor) in enumerate(tensors):
                 self._record(index, layer, call, "" if position == 0 else path, tensor, args)
-        if layer.name == "" and self._trunk is None and not again:
+        if layer.name == "" and self._trunk is None and not in_backward():
             self._find_trunk(output)
 
     def _record(self, index: int, layer: _Layer, call: int, path: str, tensor: Tensor, args: Any) -> None:
-        node, number = tensor.grad_fn, tensor.output_nr
+        node, number, dtype = tensor.grad_fn, tensor.output_nr, tensor.dtype
         key = (node if node is not None else id(tensor), number)
-        if key in self._known or not is_measurable(tensor) or (piece := readable(tensor)) is None:
+        if key in self._known or not (dtype.is_floating_point or dtype.is_complex):
             return
-        row = _Row(index, call, path, tuple(tensor.shape), tensor.dtype, 0, node, number)
+        piece = tensor if type(tensor) is Tensor else readable(tensor)
+        if piece is None:
+            return
+        # Most often the same outputs as last time, in the same order: then the very same rows.
+        count, shape = len(self._rows), tensor.shape
+        row = self._earlier[count] if count < len(self._earlier) else None
+        if row is None or (row.shape, row.dtype, row.index, row.call, row.path) != (shape, dtype, index, call, path):
+            row = _Row(index, call, path, shape, dtype, 0, node, number)
+            self._same = False
+        else:
+            row.node, row.output_number, row.gradient, row.units = node, number, None, None
         # What a later operation overwrites in place is read at once; which outputs these are, the first step shows.
         at_once = not self._placed or (bool(self._unsafe) and row.key in self._unsafe)
         row.slot = self._activations.add(piece, at_once=at_once)
@@ -292,7 +310,7 @@ class LayerWatch:
                 channels_first=self._channels_first or tensor.dim() == 4,
             )
         if tensor.requires_grad:
-            tensor.register_hook(_GradientHook(self, row, self.step))
+            tensor.register_hook(_GradientHook(self._reference, row, self.step))
 
     def _function(self, layer: _Layer) -> Elementwise | None:
         """What an activation computes; a module of a foreign class is tried once, torch's own never."""
@@ -408,7 +426,7 @@ class LayerWatch:
             name=name,
             group=self.group,
             aliases=tuple(prefixed(self.group, alias or ROOT) for alias in layer.aliases),
-            shape=row.shape,
+            shape=tuple(row.shape),
             dtype=str(row.dtype).removeprefix("torch."),
             type=layer.type,
             layer_kind=kind,
@@ -428,20 +446,23 @@ class LayerWatch:
         if not rows:
             return []
         columns = columns_of("all")
-        # Most often the same layers as last time: then the very same records.
-        signature = [(row.index, row.call, row.path, row.shape, row.dtype) for row in rows]
-        if signature != self._signature or not self._settled:
+        same = self._same and self._settled and len(rows) == len(self._tensors)
+        if not same:
             self._tensors = tuple(self._tensor(row, order) for order, row in enumerate(rows))
-            self._signature, self._settled = signature, self._trunk is not None
+            self._settled = self._trunk is not None
         tensors = self._tensors
         self._activations.finish()
         self.gradients.finish()
         pieces = [Piece("activation", None, tensors, columns, self._activations.table())]
-        slots = {row.gradient: t for t, row in zip(tensors, rows, strict=True) if row.gradient is not None}
-        if slots:
-            order = sorted(slots)
-            table = self.gradients.table(None if len(order) == len(self.gradients) else order)
-            pieces.append(Piece("output_gradient", None, tuple(slots[i] for i in order), columns, table, scaled=True))
+        arrived = [row.gradient for row in rows]
+        if not same or arrived != self._arrived:
+            slots = {slot: t for t, slot in zip(tensors, arrived, strict=True) if slot is not None}
+            self._arrived, self._order_arrived = arrived, sorted(slots)
+            self._came_back = tuple(slots[i] for i in self._order_arrived)
+        if self._came_back:
+            chosen = None if len(self._order_arrived) == len(self.gradients) else self._order_arrived
+            table = self.gradients.table(chosen)
+            pieces.append(Piece("output_gradient", None, self._came_back, columns, table, scaled=True))
         units = [(t, row.units) for t, row in zip(tensors, rows, strict=True) if row.units is not None]
         if units:
             masks: list[Tensor] = []
@@ -455,5 +476,5 @@ class LayerWatch:
             finish = functools.partial(self._windows.rows, layout)
             extra = joined(counts) if counts else None
             pieces.append(Piece("units", None, (), (), joined(masks), finish=finish, extra=extra))
-        self._rows = []
+        self._rows, self._earlier = [], rows
         return pieces
