@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import headwater as hw
 from headwater._predict import predict
@@ -27,11 +26,15 @@ def make() -> nn.Sequential:
 
 
 def test_relu_after_the_sum_lets_more_of_the_gradient_through_than_independent_slopes_would() -> None:
-    # Taken as independent, the slopes lose 0.13 decades over the eight blocks (rms along the trunk 0.067 against 30 draws,
-    # 0.026 with the memory). Ten draws of width 128 have a standard error of about 0.03 here.
+    # Taken as independent, the slopes lose 0.13 decades over the eight blocks. With a given gradient at the output: 0.015
+    # decades along the trunk and 0.012 in the weights against 20 draws. A cross-entropy is saturated here (0.040): its
+    # gradient depends on the network. Ten draws of width 128 have a standard error of about 0.02.
     torch.manual_seed(2)
-    x, y = torch.randn(16, 128), torch.randint(10, (16,))
-    comparison = predict(make, x, y, F.cross_entropy).compare(
-        hw.measure(make(), x, y, F.cross_entropy, draws=10, make=make)
-    )
-    assert comparison.rms_error_decades < 0.06
+    x, weights = torch.randn(16, 128), torch.randn(16, 10)
+
+    def loss(out: Tensor, given: Tensor) -> Tensor:
+        return (out * given).sum()
+
+    comparison = predict(make, x, weights, loss).compare(hw.measure(make(), x, weights, loss, draws=10, make=make))
+    assert comparison.rms_error_decades < 0.04
+    assert comparison.weight_error_decades < 0.05
