@@ -436,8 +436,11 @@ class LayerWatch:
         self._watched[row.key] = watched
         return watched
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self, step: int) -> list[Piece]:
         """What the step showed.
+
+        Args:
+            step: the optimizer step.
 
         Returns:
             Blocks of activations, output gradients and units.
@@ -473,7 +476,7 @@ class LayerWatch:
                 masks.append(reading.alive)
                 if reading.saturated is not None:
                     counts.append(reading.saturated.reshape(1))
-            finish = functools.partial(self._windows.rows, layout)
+            finish = functools.partial(self._windows.rows, step, layout)
             extra = joined(counts) if counts else None
             pieces.append(Piece("units", None, (), (), joined(masks), finish=finish, extra=extra))
         self._rows, self._earlier = [], rows

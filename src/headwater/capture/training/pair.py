@@ -235,6 +235,8 @@ class Pair:
         start = time.perf_counter()
         if self._held is not None:
             self._run(self.release)
+            if not self.recording:
+                self._run(self.receiver.raise_late)
         if self.recording:
             with self.inventory.standing_still():
                 self._run(self._before_step, optimizer, args, kwargs)
@@ -543,7 +545,7 @@ class Pair:
             raw.pieces += self._values()
         if self.sampling and self.layers is not None:
             raw.activations = self.layers.end_of_step()
-            raw.pieces += self.layers.pieces()
+            raw.pieces += self.layers.pieces(self.step)
             if not raw.activations and raw.pieces and not self.layers.silent:
                 self.layers.silent = True  # tried once: hooks do not fire in what has been compiled around the model
                 if not self.layers.compiled:

@@ -14,10 +14,17 @@ from headwater.capture.slopes import DEAD_SLOPE, SATURATED_SLOPE, Elementwise, S
 from headwater.records.step import WatchedTensor
 from headwater.stats import alive_units
 
-__all__ = ["UNIT_COLUMNS", "WINDOW_STEPS", "UnitReading", "UnitWindows", "read_units"]
+__all__ = ["PACE", "UNIT_COLUMNS", "WINDOW_STEPS", "UnitReading", "UnitWindows", "read_units"]
 
-WINDOW_STEPS = 8
-"""Sampled steps over which a unit must be flat for every sample to be called dead (chosen by us)."""
+WINDOW_STEPS = 3
+"""Sampled steps over which a unit must be flat for every sample to be called dead: with fewer, one odd batch decides; with
+more, a unit that has died goes on being called alive for as many looks as it was still alive in (chosen by us)."""
+
+PACE = 2
+"""By what factor the distance between looks may grow within one window. The early looks (0, 1, 2, 4, 8) are a few steps
+apart, the later ones hundreds: together they would ask whether a unit was off for the network of both times. So the early
+ones leave as soon as there is a later one (chosen by us: the factor by which the early looks, and a throttled schedule,
+grow)."""
 
 UNIT_COLUMNS = ("unit_count", "dead_count", "saturated_fraction", "window_steps")
 
@@ -85,16 +92,21 @@ class UnitWindows:
 
     Attributes:
         masks: by the layer's name.
+        last_step: of the look before; None before the first.
+        gap_steps: from the look before that to it; None before the second.
     """
 
     masks: dict[str, deque[tuple[int, int]]] = field(default_factory=dict)
+    last_step: int | None = None
+    gap_steps: int | None = None
 
     def rows(
-        self, layers: Sequence[tuple[WatchedTensor, int, bool, int]], masks: Tensor, saturated: Tensor | None
+        self, step: int, layers: Sequence[tuple[WatchedTensor, int, bool, int]], masks: Tensor, saturated: Tensor | None
     ) -> tuple[tuple[WatchedTensor, ...], tuple[str, ...], list[list[float]]]:
         """The block of one sampled step.
 
         Args:
+            step: the optimizer step.
             layers: (layer, number of units, whether there is a saturated count, elements of the output).
             masks: of all layers, one after the other, in main memory.
             saturated: the counts, in the same order.
@@ -102,6 +114,7 @@ class UnitWindows:
         Returns:
             Layers, columns and rows.
         """
+        self._keep_pace(step)
         # A byte per unit, 1 for alive: their OR is that of two large integers. Flags from an accelerator come as numbers.
         found = masks.tolist()
         flags = bytes(found if masks.dtype == torch.uint8 else map(int, found))
@@ -120,3 +133,12 @@ class UnitWindows:
             share = float(next(counts)) / max(1, elements) if has_saturated else float("nan")
             rows.append([float(units), float(units - alive.bit_count()), share, float(len(window))])
         return tuple(layer for layer, *_ in layers), UNIT_COLUMNS, rows
+
+    def _keep_pace(self, step: int) -> None:
+        """Let the looks before go when this one is much farther from them than they are from each other."""
+        if step == self.last_step:
+            return
+        gap = None if self.last_step is None else step - self.last_step
+        if gap is not None and self.gap_steps is not None and gap > PACE * self.gap_steps:
+            self.masks.clear()
+        self.last_step, self.gap_steps = step, gap

@@ -26,8 +26,8 @@ class GrowingDeadUnits:
     layer goes on to kill the rest.
 
     ## Evidence and threshold
-    Dead units: a rise of ``rise`` = 0.3 above the smallest share of an earlier window of the same length or shorter (a longer
-    window can only find fewer), that exceeds ``z`` = 3 standard deviations of a binomial share. Saturated elements: the same
+    Dead units: a rise of ``rise`` = 0.3 above the smallest share of an earlier window of as many looks or fewer (one of more
+    looks can only find fewer; a window holds three looks, or fewer after the early ones have left it), that exceeds ``z`` = 3 standard deviations of a binomial share. Saturated elements: the same
     rise, to more than ``saturated`` = 0.5 (HW202's limit); the last activation is left out, as an output that fits
     saturates. Critical, as dead units, from ``dead`` = 0.9 on. All but z and HW202's limit chosen by us, see
     benchmarks/alerts.py. None depends on the scale of the loss.
@@ -59,7 +59,7 @@ class GrowingDeadUnits:
         last = max((t.order for t in block.tensors), default=0)
         dying: list[tuple[str, float, float, int]] = []
         filling: list[tuple[str, float, float, int]] = []
-        known: dict[str, list[float]] = memory.setdefault("least", {})
+        known: dict[str, dict[str, float]] = memory.setdefault("least", {})  # name -> looks in the window -> share
         for tensor, row in zip(block.tensors, block.rows, strict=True):
             entry = dict(zip(block.columns, row, strict=True))
             units, window = entry.get("unit_count", math.nan), entry.get("window_steps", 1.0)
@@ -111,11 +111,10 @@ class GrowingDeadUnits:
             )
         return found
 
-    def _risen(self, known: dict[str, list[float]], key: str, share: float, window: float) -> float:
+    def _risen(self, known: dict[str, dict[str, float]], key: str, share: float, window: float) -> float:
         """The smallest share of a window no longer than this one, this one included."""
-        least = known.get(key)
-        if least is None or share <= least[0]:
-            known[key] = [share, window]
-            return share
-        # A longer window finds fewer dead units, so only one at least as long can show a rise.
-        return least[0] if window >= least[1] else share
+        least = known.setdefault(key, {})
+        length = str(int(window))
+        least[length] = min(share, least.get(length, share))
+        # A longer window finds fewer dead units: against one, the share of a shorter would seem to have risen.
+        return min(smallest for looks, smallest in least.items() if int(looks) <= window)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -58,14 +59,45 @@ def test_an_activation_that_overwrote_its_input_is_read_from_its_output_or_not_a
     assert read_units(reader, leaky, True, y, y, channels_first=False) is None
 
 
+LAYER = WatchedTensor(kind="layer", name="act")
+
+
+def windows_at(steps: Sequence[int], alive: Callable[[int], Sequence[int]]) -> list[tuple[float, float]]:
+    """(dead units, looks in the window) at each looked-at step."""
+    windows, found = UnitWindows(), []
+    for step in steps:
+        mask = torch.tensor(alive(step), dtype=torch.uint8)
+        _, _, rows = windows.rows(step, [(LAYER, len(mask), False, 6)], mask, None)
+        units, dead, saturated, looks = rows[0]
+        assert units == len(mask)
+        assert math.isnan(saturated)
+        found.append((dead, looks))
+    return found
+
+
 def test_a_unit_is_dead_only_when_it_was_so_in_every_step_of_the_window() -> None:
-    layer = WatchedTensor(kind="layer", name="act")
-    windows = UnitWindows()
-    for i in range(WINDOW_STEPS + 2):
-        mask = torch.tensor([1, 0, int(i == 0)], dtype=torch.uint8)
-        _, _, rows = windows.rows([(layer, 3, False, 6)], mask, None)
-        units, dead, saturated, steps = rows[0]
-        assert (units, steps) == (3.0, min(i + 1, WINDOW_STEPS))
+    found = windows_at(range(WINDOW_STEPS + 2), lambda step: [1, 0, int(step == 0)])
+    for i, (dead, looks) in enumerate(found):
+        assert looks == min(i + 1, WINDOW_STEPS)
         # Unit 1 never fires; unit 2 did in step 0, which leaves the window after WINDOW_STEPS steps.
         assert dead == (1.0 if i < WINDOW_STEPS else 2.0)
-        assert math.isnan(saturated)
+
+
+def test_the_early_looks_leave_the_window_as_soon_as_there_is_a_later_one() -> None:
+    # Both units die after step 8. Gaps 1, 1, 2, 4 are at one pace (each at most twice the one before), 92 is not.
+    found = windows_at([0, 1, 2, 4, 8, 100, 200, 300, 400], lambda step: [int(step <= 8)] * 2)
+    assert found == [(0, 1), (0, 2), (0, 3), (0, 3), (0, 3), (2, 1), (2, 2), (2, 3), (2, 3)]
+
+
+def test_a_schedule_that_is_throttled_to_half_its_pace_keeps_its_window() -> None:
+    assert [looks for _, looks in windows_at([100, 200, 400, 600], lambda step: [1])] == [1, 2, 3, 3]
+
+
+def test_looks_at_which_a_layer_did_not_run_count_for_the_pace_of_the_others() -> None:
+    windows, mask = UnitWindows(), torch.ones(1, dtype=torch.uint8)
+    looks = {}
+    for step in (10, 20, 30, 40, 50):
+        layers = [LAYER] if step in (10, 50) else [WatchedTensor(kind="layer", name="expert")]
+        for layer, row in zip(layers, windows.rows(step, [(layers[0], 1, False, 1)], mask, None)[2], strict=True):
+            looks[layer.name, step] = row[3]
+    assert looks == {("act", 10): 1, ("expert", 20): 1, ("expert", 30): 2, ("expert", 40): 3, ("act", 50): 2}

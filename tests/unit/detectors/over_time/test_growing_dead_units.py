@@ -40,6 +40,13 @@ def test_a_shorter_window_finds_more_dead_units_and_shows_no_rise() -> None:
     assert alarms(long + short, GrowingDeadUnits()) == []
 
 
+def test_a_window_that_starts_anew_is_compared_with_the_early_ones_of_its_length() -> None:
+    # Looks 0, 1, 2 fill a window of three; at 100 it starts anew, with one look, then two.
+    shares = [(0, 50, 1), (1, 10, 2), (2, 5, 3), (100, 97, 1), (200, 97, 2)]
+    (finding,) = alarms([record(s, dead={"relu": (100, n, looks)}) for s, n, looks in shares], GrowingDeadUnits())
+    assert "In relu 97% of 100 units are off for every sample looked at; it was 10%." in finding.cause
+
+
 def test_four_units_are_too_few_to_tell_a_rise_from_chance() -> None:
     # From 1 to 3 of 4: 0.5 up; three standard deviations of a share of 1/4 or 3/4 among four are 0.65.
     assert alarms(dead(1, 3, 3, 3, units=4), GrowingDeadUnits()) == []
