@@ -96,6 +96,7 @@ class Pipeline(Receiver):
         self._early = AlertDesk(early)
         self._late = AlertDesk([a for a in alerts if a not in early])
         AlertDesk(alerts)  # the same code twice, in whichever half
+        self._may_end_late = any(a.action in ("raise", "stop") for a in self._late.alerts)
         self.writer, self.sinks = writer, tuple(sinks)
         self.contexts = dict(contexts)
         self.on_record = on_record
@@ -170,7 +171,7 @@ class Pipeline(Receiver):
         Raises:
             UnhealthyError: an alert asked for it.
         """
-        if self.joint is not None and self._may_raise:
+        if self._may_end_late or (self.joint is not None and self._may_raise):
             self.catch_up()
         error, self._raising = self._raising, None
         if error is not None:

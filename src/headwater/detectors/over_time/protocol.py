@@ -28,7 +28,9 @@ class Alert(Protocol):
 
     A few more attributes are looked at when they are there and True: ``per_place`` (an alarm that goes on is said again when
     it reaches a layer or parameter it had not named), ``keeps_flight_record`` (its alarms carry the last records),
-    ``needs_profile`` (it reads ``moment.profile``), ``names_root_cause`` (other alerts' findings at the places of its alarm
+    ``needs_profile`` (it reads ``moment.profile``), ``needs_update`` (it reads what the step did to the parameters: also
+    with action ``raise`` or ``stop`` it is asked once the step is taken, and ends the training at the next hook, where others
+    are asked before the optimizer steps), ``names_root_cause`` (other alerts' findings at the places of its alarm
     are symptoms of it).
     """
 

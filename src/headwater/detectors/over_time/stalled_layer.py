@@ -50,6 +50,7 @@ class StalledLayer:
     """
 
     code: ClassVar[str] = "HW604"
+    needs_update: ClassVar[bool] = True
     per_place: ClassVar[bool] = True
     decades: float = 4.0
     moving: float = 6e-8

@@ -46,6 +46,7 @@ class UpdateRatio:
     """
 
     code: ClassVar[str] = "HW607"
+    needs_update: ClassVar[bool] = True
     per_place: ClassVar[bool] = True
     largest: float = 0.5
     rounding: float = 6e-8
