@@ -311,7 +311,7 @@ def test_a_fault_of_the_watch_does_not_end_the_training(
     def broken(*args: Any) -> Tensor:
         raise RuntimeError("a planted fault")
 
-    monkeypatch.setattr("headwater.capture.training.pair.read_table", broken)
+    monkeypatch.setattr("headwater.capture.training.pair_row.read_table", broken)
     with hw.watch(model, optimizer, every=1, alerts=()):
         for _ in range(3):
             step(model, optimizer)

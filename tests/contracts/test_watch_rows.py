@@ -534,7 +534,7 @@ def test_excluded_parameters_and_layers_cost_no_hook_and_no_read(monkeypatch: py
         read.extend(tuple(t.shape) for t in tensors)
         return original(tensors, tier)
 
-    for module in ("gradients", "pair", "collector"):
+    for module in ("gradients", "pair_row", "collector"):
         monkeypatch.setattr(f"headwater.capture.training.{module}.read_table", spy)
     model = models.mlp(8, 16, 5, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

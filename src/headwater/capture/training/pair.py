@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from headwater.capture._torch_compat import at_end_of_backward, backward_number, is_flat_parameter
-from headwater.capture.names import Filter
-from headwater.capture.training.coverage import ADVICE, coverage_lines, not_seen
-from headwater.capture.training.gradients import GradientReading, Marks, columns_of, read_table, versions
-from headwater.capture.training.hooks import Hook, forget_all
-from headwater.capture.training.inventory import Inventory, gradient_of
-from headwater.capture.training.layers import LayerWatch
+from headwater.capture.training.gradients import versions
+from headwater.capture.training.hooks import Hook
+from headwater.capture.training.inventory import gradient_of
 from headwater.capture.training.loss_scale import ScaledSteps, current_scale
-from headwater.capture.training.micro import MicroBatches
-from headwater.capture.training.optimizer_state import OptimizerReader
-from headwater.capture.training.raw import Piece, RawStep
-from headwater.capture.training.receiver import Options, Receiver
-from headwater.capture.training.schedule import Schedule
+from headwater.capture.training.pair_row import RowMaker
+from headwater.capture.training.raw import RawStep
 from headwater.capture.training.sharding import local
-from headwater.errors import InputError, UnhealthyError
-from headwater.records.step import RunEvent
+from headwater.errors import UnhealthyError
 
 __all__ = ["Pair"]
 
 _SENTINELS = 4
-Gradients = tuple[list[int], list[Tensor]]  # positions in the inventory, and the gradients there
 
 
-class Pair:
+class Pair(RowMaker):
     """Watches one model and its optimizers, between them one row per optimizer step.
 
     Args:
@@ -48,50 +38,6 @@ class Pair:
         scaler: the GradScaler, when it was given; else it is found when it steps.
         began: ``time.perf_counter()`` when watching began.
     """
-
-    def __init__(
-        self, group: str, model: nn.Module, optimizers: Sequence[Optimizer], schedule: Schedule, options: Options,
-        receiver: Receiver, keep: Filter, scaler: Any = None, began: float = 0.0,
-    ) -> None:  # fmt: skip
-        self.group, self.schedule, self.options, self.receiver = group, schedule, options, receiver
-        self.inventory = Inventory(model, group, keep)
-        self.optimizers = [weakref.ref(o) for o in optimizers]
-        self._optimizer_ids = [id(o) for o in optimizers]
-        self.layers = LayerWatch(model, group, keep) if schedule.activations is not None else None
-        if schedule.activations == "recorded" and self.layers is not None and self.layers.compiled:
-            where = ", ".join(self.layers.compiled)
-            raise InputError(
-                f'{where} is compiled, and hooks do not fire in compiled code: activations="recorded" cannot be had. Watch '
-                "without activations, or watch the model before it is compiled"
-            )
-        self._reader = OptimizerReader(options.updates, together=receiver.together)
-        # The sample holds on to the parameters between steps: not longer than the model lives.
-        self._model = weakref.ref(
-            model, functools.partial(forget_all, weakref.ref(self._reader), weakref.ref(self.layers or self._reader))
-        )
-        self.scaler = scaler
-        self.step = 0
-        self.recording = self.sampling = False
-        self._next_recorded = self._held_by_optimizers = 0
-        self._alone = len(optimizers) == 1
-        self.own_seconds = 0.0
-        self.observed_anything = False
-        self.recorded_steps = 0
-        self._began = began
-        self._handles: list[Any] = []
-        self._sentinels: list[Any] = []
-        self._held: RawStep | None = None
-        self._expected_backwards = 1
-        self._first_step = 0
-        self._last_recorded = -1
-        self._clipped = False
-        self._gives_before_step: bool | None = None
-        self._micro = MicroBatches(options.tier) if options.micro else None
-        self.missing: dict[str, str] = {}
-        self._dropped_noticed = self._stepped_in_scaled_step = self._left_a_step_out = False
-        self._loss: float | Tensor | None = None
-        self._scalars: dict[str, float | Tensor] = {}
-        self._clear()
 
     # ---------------------------------------------------------------- life
 
@@ -108,10 +54,11 @@ class Pair:
         self._arm()
 
     def detach(self) -> None:
-        """Take every hook off and hand over what is still open; the last step too, where its gradients are still there."""
+        """Take every hook off and hand over what is still open; the last step too, with its gradients if they are there."""
+        watching = bool(self._handles)  # not after a fault, since when no step was counted
         self._off()
         if self._held is not None or self.step:
-            last = self._last_step()
+            last = self._last_step() if watching else None
             self.release()
             if last is not None:
                 self.receiver.take(last)
@@ -134,44 +81,7 @@ class Pair:
         if held is not None:
             self.receiver.take(held)
 
-    def give(self, loss: float | Tensor | None, scalars: dict[str, float | Tensor]) -> None:
-        """Numbers from the training loop: of the step in progress, or of the one just taken.
-
-        Which of the two is told by when the first ones came: before any step was taken, or after a backward whose step has
-        not been taken yet, they are those of the step in progress; else of the one just taken.
-
-        Args:
-            loss: of the step.
-            scalars: others.
-        """
-        if self._gives_before_step is None or self._marks is not None:
-            self._gives_before_step = self._marks is not None or self._in_step or self.step == self._first_step
-        if self._gives_before_step:
-            self._loss = loss if loss is not None else self._loss
-            self._scalars.update(scalars)
-        elif self._held is not None:
-            self._held.loss = loss if loss is not None else self._held.loss
-            self._held.scalars.update(scalars)
-
     # ---------------------------------------------------------------- preparing a step
-
-    def _clear(self) -> None:
-        self._marks: Marks | None = None  # gradient identities and versions after the backward
-        self._pre: GradientReading | None = None
-        self._post: GradientReading | None = None
-        self._in_step = False
-        self._closure_calls: list[RawStep] = []
-        self._backwards = 0
-        self._queued = False  # whether the end of a backward is awaited
-        self._stepped: set[int] = set()
-        self._left_out: set[int] = set()
-        self._parts: list[GradientReading] = []
-        self._loss = None
-        self._scalars = {}
-        self._scale: float | Tensor = 1.0
-        self._found_infinity: Tensor | None = None
-        self._begun = self._looked = False
-        self._row: RawStep | None = None
 
     def _arm(self) -> None:
         """Decide what the next step needs, and hang up the hooks for it."""
@@ -265,6 +175,8 @@ class Pair:
 
     def _guarded_after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._stepped_in_scaled_step = True
+        if not self.recording and id(optimizer) == self._optimizer_ids[0]:
+            self._rate = optimizer.param_groups[0].get("lr")
         if self.step + 1 < self._next_recorded and self._alone:  # a step of no interest
             self.step += 1
             return
@@ -349,15 +261,6 @@ class Pair:
             self._left_a_step_out = False
             self.receiver.raise_late()
 
-    def _read(self, found: Gradients, *, scaled: bool, marks: Marks | None = None) -> GradientReading:
-        positions, gradients = found
-        return GradientReading(
-            positions=positions,
-            table=read_table(self.inventory.complete(positions, gradients), self.options.tier),
-            marks=versions(gradients) if marks is None else marks,
-            scaled=scaled,
-        )
-
     # ---------------------------------------------------------------- step
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -397,29 +300,6 @@ class Pair:
                 raise
             row.pieces = []
 
-    def _compare_with_backward(self, optimizer: Optimizer) -> None:
-        """Settle which gradient was read, and read what is missing."""
-        found = self.inventory.gradients()
-        scale, infinity = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        fused = isinstance(scale, Tensor)
-        if isinstance(infinity, Tensor):
-            self._found_infinity = infinity.detach().clone().reshape(())
-        if fused and isinstance(scale, Tensor):
-            self._scale = scale.detach().clone().reshape(()) if scale.device.type != "cpu" else float(scale)
-        elif self.scaler is not None:
-            self._scale = current_scale(self.scaler)
-        now = versions(found[1])
-        if self._pre is not None and self._pre.marks == now:
-            if self.inventory.sharded:  # what changes a DTensor in place leaves no mark: the recorder compares
-                self._post = self._read(found, scaled=fused, marks=now)
-        elif self._pre is not None and self._pre.marks == self._marks:
-            self._post = self._read(found, scaled=fused, marks=now)
-        elif self._marks == now:
-            self._pre = self._read(found, scaled=fused, marks=now)
-        else:
-            self._post, self._pre = self._read(found, scaled=fused, marks=now), None
-        self._expected_backwards = max(1, self._backwards)
-
     def _after_step(self, optimizer: Optimizer) -> None:
         if not self.recording:
             self._count(optimizer)
@@ -447,23 +327,6 @@ class Pair:
         if self.step >= self._next_recorded:
             self._arm()
 
-    # ---------------------------------------------------------------- closures
-
-    def _end_closure_call(self, reading: GradientReading | None) -> None:
-        raw = self._raw()
-        raw.micro = len(self._closure_calls)
-        if reading is not None:
-            self._add_gradients(raw, reading, None)
-        self._closure_calls.append(raw)
-
-    def _settle_closure(self) -> None:
-        """After a step that called a closure more than once: a row for each call; the step's own is about the first."""
-        if self._closure_calls:
-            self._end_closure_call(self._pre)
-            for raw in self._closure_calls:
-                self.receiver.take(raw)
-            self._closure_calls = []
-
     # ---------------------------------------------------------------- skipped by a scaler
 
     def scaled_step_begins(self, scaler: Any, optimizer: Optimizer) -> None:
@@ -481,6 +344,7 @@ class Pair:
     def _skipped(self, optimizer: Optimizer) -> None:
         self._tell("skipped", f"step {self.step} was skipped: the loss scaler found an infinity")
         if not self.recording:
+            self._skipped_step = self.step
             self._count(optimizer)
             return
         self._left_out.add(id(optimizer))
@@ -493,89 +357,7 @@ class Pair:
         if not self.receiver.together:  # a scaler that skips for good never comes to the next optimizer step
             self.receiver.raise_late()
 
-    # ---------------------------------------------------------------- the row
-
-    def _raw(self) -> RawStep:
-        return RawStep(
-            group=self.group,
-            step=self.step,
-            time=time.time(),
-            elapsed_seconds=time.perf_counter() - self._began,
-            loss=self._loss,
-            scalars=dict(self._scalars),
-            learning_rate=self._learning_rate(),
-            loss_scale=self._scale,
-            found_infinity=self._found_infinity,
-        )
-
-    def _learning_rate(self) -> float | Tensor | None:
-        for reference in self.optimizers:
-            optimizer = reference()
-            if optimizer is not None and optimizer.param_groups:
-                rate = optimizer.param_groups[0].get("lr")
-                if isinstance(rate, Tensor):
-                    return rate.detach().clone().reshape(()) if rate.device.type != "cpu" else float(rate)
-                return None if rate is None else float(rate)
-        return None
-
-    def _complete(self) -> RawStep:
-        """The row of the step that has just been taken."""
-        self._settle_closure()
-        raw = self._row
-        if raw is None:  # optimizers that step inside the backward
-            raw = self._raw()
-            self._describe(raw)
-        if self._left_out and self._left_out == self._stepped:
-            raw.skipped = "amp"
-        if self._loss is not None:
-            raw.loss = self._loss
-        raw.scalars.update(self._scalars)
-        raw.pieces += self._reader.pieces(self.inventory)
-        return raw
-
-    def _describe(self, raw: RawStep) -> None:
-        """What is known before the optimizer steps: gradients, and on a sampled step layers and values."""
-        raw.read_twice = self.inventory.sharded
-        if self._parts:
-            raw.clip_known = False
-            self._add_gradients(raw, GradientReading.joined(self._parts), None)
-        else:
-            self._add_gradients(raw, self._pre, self._post)
-        if self.schedule.reads_values(self.step):
-            raw.pieces += self._values()
-        if self.sampling and self.layers is not None:
-            raw.activations = self.layers.end_of_step()
-            raw.pieces += self.layers.pieces(self.step)
-            if not raw.activations and raw.pieces and not self.layers.silent:
-                self.layers.silent = True  # tried once: hooks do not fire in what has been compiled around the model
-                if not self.layers.compiled:
-                    self._tell("not_observed", f"no layer was seen: the model was compiled, or is not called; {ADVICE}")
-
-    def _add_gradients(self, raw: RawStep, before: GradientReading | None, after: GradientReading | None) -> None:
-        columns = before.columns if before is not None else after.columns if after is not None else ()
-        if before is not None and len(before.positions):
-            watched = self.inventory.watched(before.positions)
-            raw.pieces.append(Piece("gradient", "pre_clip", watched, columns, before.table, before.scaled))
-        if after is not None and len(after.positions):
-            self._clipped = True
-            watched = self.inventory.watched(after.positions)
-            raw.pieces.append(Piece("gradient", "post_clip", watched, columns, after.table, after.scaled))
-        reading = after or before
-        seen = [] if reading is None else reading.positions
-        if seen:
-            self.observed_anything = True
-        if len(seen) < len(self.inventory.tracked):
-            there = set(seen)
-            for position, tracked in enumerate(self.inventory.tracked):
-                if position not in there and tracked.watched.trainable:
-                    raw.missing[tracked.watched.name] = self.inventory.reason(position)
-            new = tuple(name for name in raw.missing if name not in self.missing)
-            if new:
-                self._tell(
-                    "not_observed", f"{len(new)} of {len(self.inventory.tracked)} parameters have no gradient", new
-                )
-        self.missing = dict(raw.missing)
-        raw.missing.update(self.inventory.excluded)
+    # ---------------------------------------------------------------- the end of the row
 
     def _finish(self, raw: RawStep) -> None:
         """Close the row, and on to the next step."""
@@ -594,73 +376,7 @@ class Pair:
     def _sentinel_fired(self) -> bool:
         return self._marks is not None or bool(self._parts)
 
-    def _values(self) -> list[Piece]:
-        pairs = [(i, p.detach()) for i, p in enumerate(self.inventory.local_tensors()) if p is not None]
-        if not pairs:
-            return []
-        table = read_table([p for _, p in pairs], self.options.tier)
-        watched = self.inventory.watched([i for i, _ in pairs])
-        return [Piece("value", None, watched, columns_of(self.options.tier), table)]
-
-    def _last_step(self) -> RawStep | None:
-        """The row of the last step, if it is not there yet and its gradients still are.
-
-        They are what the optimizer used; that nothing clipped them is taken from the rows before.
-        """
-        last = self.step - 1
-        if self._clipped or self.scaler is not None or last <= self._last_recorded or not self.schedule.contains(last):
-            return None
-        found = self.inventory.gradients()
-        together = self.receiver.together  # then every rank gives its row, and all of them leave it out or none
-        if (not found[0] and not together) or self._marks is not None:
-            return None
-        reading = self._read(found, scaled=False)
-        # All zeros: zero_grad(set_to_none=False) came after the step.
-        largest = reading.table[:, reading.columns.index("scaled_max_abs" if self.options.tier == "all" else "l2_norm")]
-        if reading.table.device.type == "cpu" and not together and not bool((largest != 0).any()):
-            return None
-        self.step, now = last, self.step
-        raw = self._raw()
-        raw.last = True
-        self._add_gradients(raw, reading, None)
-        self.step = now
-        self.recorded_steps += 1
-        return raw
-
-    # ---------------------------------------------------------------- what is said about it
-
-    def held_bytes(self) -> int:
-        """Memory that stays allocated between steps on the devices of the model."""
-        return self._reader.held_bytes()
-
-    def not_seen(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Sentences and names: what this run cannot show, known before the first step."""
-        return not_seen(self.inventory, self.layers, [o for r in self.optimizers if (o := r()) is not None])
-
-    def coverage_lines(self) -> list[str]:
-        """What was observed and what was not, with reasons."""
-        return coverage_lines(self.inventory, self.layers, self.step, self.recorded_steps, self.missing)
-
-    # ---------------------------------------------------------------- state
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"step": self.step}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the step numbers of a saved run.
-
-        Args:
-            state: from :meth:`state_dict`.
-        """
-        self.step = int(state["step"])
-
     def rearm(self) -> None:
         """Prepare for the next step anew: its number has changed."""
         if self._handles:
             self._arm()
-
-    def _tell(self, kind: str, message: str, names: tuple[str, ...] = ()) -> None:
-        self.receiver.tell(
-            RunEvent(kind=kind, step=self.step, group=self.group, time=time.time(), message=message, names=names)
-        )
