@@ -469,16 +469,41 @@ def test_the_last_step_is_recorded_where_its_gradients_are_still_there() -> None
 
 
 @pytest.mark.parametrize("to_none", [False, True])
-def test_no_row_of_zeros_for_a_last_step_whose_gradients_are_gone(to_none: bool) -> None:
+def test_a_last_step_whose_gradients_are_gone_keeps_its_loss_and_rate_and_has_no_row_of_zeros(to_none: bool) -> None:
     model = models.mlp(8, 16, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    inner = plain(model, optimizer)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    records: list[StepRecord] = []
+    with hw.watch(model, optimizer, alerts=(), on_record=records.append) as watch:
+        for i in range(16):
+            watch.record(loss=float(i))
+            plain(model, optimizer)(i)
+            optimizer.zero_grad(set_to_none=to_none)
+            schedule.step()
+    last = records[-1]
+    assert [r.step for r in records] == [0, 1, 2, 4, 8, 10, 15]
+    # The rate is that of the step, not of the one the schedule has moved on to.
+    assert (last.loss, last.learning_rate) == (15.0, 0.1 * 0.5**15)
+    assert (last.blocks, dict(last.missing), last.clip_coefficient) == ((), {}, None)
 
-    def step(i: int) -> None:
-        inner(i)
-        optimizer.zero_grad(set_to_none=to_none)
 
-    assert watched_steps(model, optimizer, step, 16, every=10)[-1].step == 10
+def test_a_loss_given_after_the_step_is_that_of_the_last_step_too() -> None:
+    model = models.mlp(8, 16, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    records: list[StepRecord] = []
+    with hw.watch(model, optimizer, alerts=(), on_record=records.append) as watch:
+        for i in range(16):
+            plain(model, optimizer)(i)
+            optimizer.zero_grad()
+            watch.record(loss=float(i))
+    assert [(r.step, r.loss) for r in records] == [(i, float(i)) for i in (0, 1, 2, 4, 8, 10, 15)]
+
+
+def test_the_row_of_a_clipped_last_step_claims_neither_gradients_nor_a_coefficient() -> None:
+    model = models.mlp(8, 16, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    last = watched_steps(model, optimizer, plain(model, optimizer, clip=0.1), 16, every=10)[-1]
+    assert (last.step, last.blocks, last.clip_coefficient) == (15, (), None)
 
 
 # -------------------------------------------------------------------- R5, R6: what is not there
