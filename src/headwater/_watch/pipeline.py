@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 import traceback
@@ -11,9 +10,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from headwater._watch.joint import Joint
+from headwater._watch.outlets import LOG, Sinks, Writer
 from headwater.capture.training.raw import RawStep, number, record_of
 from headwater.capture.training.receiver import Receiver
 from headwater.capture.training.schedule import Schedule
@@ -23,11 +23,8 @@ from headwater.records import Finding, Statistics
 from headwater.records.finding import fold_names
 from headwater.records.step import RunEvent, StepRecord
 from headwater.records.step_profile import RunContext, profile_of_step
-from headwater.records.step_scalars import Naming, summary_scalars
 
-__all__ = ["LOG", "Pipeline", "Writer"]
-
-LOG = logging.getLogger("headwater")
+__all__ = ["Pipeline"]
 
 QUEUE_LIMIT = 256
 """Raw steps that may wait for the recorder's thread; beyond that training waits for it (chosen by us)."""
@@ -35,28 +32,6 @@ QUEUE_LIMIT = 256
 POLL_SECONDS = 0.25
 """How often the recorder's thread looks for work nobody waits for. Waking it for every step would hand it the interpreter's
 lock in the middle of a training step, once per step (chosen by us)."""
-
-
-class Writer(Protocol):
-    """What a run is written with; :class:`headwater.store.RunWriter` is one."""
-
-    def write(self, record: StepRecord) -> None:
-        """Append one step."""
-
-    def write_event(self, event: RunEvent) -> None:
-        """Append one event."""
-
-    def write_finding(self, finding: Finding, group: str = "") -> None:
-        """Append one finding."""
-
-    def update_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Replace entries of the metadata."""
-
-    def flush(self) -> None:
-        """Write what waits."""
-
-    def close(self) -> None:
-        """Write what waits and end."""
 
 
 @dataclass(slots=True)
@@ -97,7 +72,7 @@ class Pipeline(Receiver):
         self._late = AlertDesk([a for a in alerts if a not in early])
         AlertDesk(alerts)  # the same code twice, in whichever half
         self._may_end_late = any(a.action in ("raise", "stop") for a in self._late.alerts)
-        self.writer, self.sinks = writer, tuple(sinks)
+        self.writer, self.sinks = writer, Sinks(sinks, self._event)
         self.contexts = dict(contexts)
         self.on_record = on_record
         self.watched: weakref.ref[Any] | None = None  # the Watch, which knows what its pairs have spent
@@ -115,7 +90,6 @@ class Pipeline(Receiver):
         self._thread: threading.Thread | None = None
         self._seconds = 0.0
         self._closed = False
-        self._broken_sinks: set[int] = set()
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -289,7 +263,7 @@ class Pipeline(Receiver):
             self._act(self._judge(self._late, record), record)
         finally:
             self._hear()
-        self._to_sinks(record, {name: number(value) for name, value in raw.scalars.items()})
+        self.sinks.write(record, {name: number(value) for name, value in raw.scalars.items()})
         if self.on_record is not None:
             self.on_record(record)
 
@@ -376,22 +350,6 @@ class Pipeline(Receiver):
         if self.writer is not None:
             self.writer.write_event(event)
 
-    def _to_sinks(self, record: StepRecord, extra: Mapping[str, float | None]) -> None:
-        for index, sink in enumerate(self.sinks):
-            if index in self._broken_sinks:
-                continue
-            try:
-                naming: Naming = getattr(sink, "naming", "headwater")
-                scalars = summary_scalars(record, naming, per_layer=getattr(sink, "per_layer", ()))
-                scalars |= {name: value for name, value in extra.items() if value is not None}
-                if scalars:
-                    sink.write(scalars, record.step)
-            except Exception as error:  # a sink that fails must not cost the others their rows
-                self._broken_sinks.add(index)
-                message = f"the sink {type(sink).__name__} failed and gets no more: {type(error).__name__}: {error}"
-                LOG.warning("%s", message)
-                self._event(RunEvent(kind="notice", step=record.step, time=time.time(), message=message))
-
     def _flush(self) -> None:
         if self.writer is not None:
             self.writer.flush()
@@ -400,12 +358,7 @@ class Pipeline(Receiver):
         if self.joint is not None:
             self.joint.ranks.leave()
             self.joint.tell(self._event)
-        for index, sink in enumerate(self.sinks):
-            if index not in self._broken_sinks:
-                try:
-                    sink.close()
-                except Exception as error:  # the run file is still to be closed
-                    LOG.warning("closing the sink %s failed: %s", type(sink).__name__, error)
+        self.sinks.close()
         if self.writer is not None:
             self.writer.update_metadata(metadata)
             self.writer.close()

@@ -2,115 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headwater.capture._torch_compat import in_backward, is_compiled
 from headwater.capture.graph import walk
-from headwater.capture.names import ROOT, Filter, clean_names, layer_kind
+from headwater.capture.names import ROOT, Filter
 from headwater.capture.slopes import Elementwise, SlopeReader
 from headwater.capture.tensors import is_measurable, tensors_in
 from headwater.capture.training.collector import Collector, joined
 from headwater.capture.training.gradients import columns_of
 from headwater.capture.training.inventory import Inventory, prefixed
+from headwater.capture.training.layer_rows import GradientHook, Layer, LayerHook, Row, layers_of
 from headwater.capture.training.raw import Piece
 from headwater.capture.training.sharding import local, readable
-from headwater.capture.training.units import UnitReading, UnitWindows, read_units
-from headwater.records.profile import LayerKind
+from headwater.capture.training.units import UnitWindows, read_units
 from headwater.records.step import WatchedTensor
 
 __all__ = ["MOST_CALLS", "LayerWatch"]
 
 MOST_CALLS = 16
 """Calls of one module that are looked at in one step; a loop over time makes more (chosen by us)."""
-
-
-class _LayerHook:
-    """On one module; a copy of it does nothing."""
-
-    __slots__ = ("index", "watch")
-
-    def __init__(self, watch: LayerWatch, index: int) -> None:
-        self.watch, self.index = weakref.ref(watch), index
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():  # traced as nothing: no graph break, and compiled code carries no hook
-            return
-        watch = self.watch()
-        if watch is not None and watch.open:
-            watch.called(self.index, module, args, output)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A callable of the standard library that takes anything and does nothing: a saved model loads without headwater.
-        return (getattr, (contextlib.nullcontext(), "__exit__"))
-
-
-@dataclass(eq=False, slots=True)
-class _Layer:
-    """One module that carries a hook."""
-
-    module: weakref.ref[nn.Module]
-    name: str
-    aliases: tuple[str, ...]
-    kind: LayerKind
-    type: str
-    owns_parameters: bool
-    leads: bool  # says where the units of the activations after it are
-    function: Elementwise | Literal[False] | None = False
-    in_place: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class _Row:
-    """One output of one call."""
-
-    index: int
-    call: int
-    path: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    slot: int
-    node: Any
-    output_number: int
-    gradient: int | None = None
-    units: UnitReading | None = None
-
-    @property
-    def key(self) -> tuple[int, int, str]:
-        return self.index, self.call, self.path
-
-
-class _GradientHook:
-    """On the output of a layer, for one backward."""
-
-    __slots__ = ("row", "step", "watch")
-
-    def __init__(self, watch: weakref.ref[LayerWatch], row: _Row, step: int) -> None:
-        self.watch, self.row, self.step = watch, row, step
-
-    def __call__(self, gradient: Tensor) -> None:
-        watch = self.watch()
-        if watch is None or watch.step != self.step or not (watch.open or self.row.gradient is None):
-            return
-        piece = gradient if type(gradient) is Tensor else readable(gradient)
-        if piece is not None:
-            self.row.gradient = watch.gradients.add(piece)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_SilentTensor, ())
-
-
-class _SilentTensor:
-    """What a copied tensor hook is."""
-
-    def __call__(self, gradient: Tensor) -> None:
-        return None
 
 
 class LayerWatch:
@@ -132,7 +48,7 @@ class LayerWatch:
         self.step = 0
         self.compiled: tuple[str, ...] = ()
         self.silent = False
-        self._layers: list[_Layer] = []
+        self._layers: list[Layer] = []
         self._aliases_only: set[int] = set()
         self._handles: dict[int, Any] = {}
         self._fired: set[int] = set()
@@ -146,7 +62,7 @@ class LayerWatch:
         self._unsafe: set[tuple[int, int, str]] = set()
         self._with_units = True
         self._reference = weakref.ref(self)
-        self._earlier: list[_Row] = []
+        self._earlier: list[Row] = []
         self._arrived: list[int | None] = []
         self._order_arrived: list[int] = []
         self._came_back: tuple[WatchedTensor, ...] = ()
@@ -158,40 +74,16 @@ class LayerWatch:
 
     def _list(self) -> None:
         model = self.model()
-        if model is None:
-            return
-        names = clean_names(model)
-        inside: set[int] = set()
-        compiled: list[str] = []
-        for module, known in names.items():
-            if is_compiled(module):
-                compiled.append(known[0] or ROOT)
-                inside.update(id(m) for m in module.modules())
-        self.compiled = tuple(dict.fromkeys(compiled))
-        self._layers = [
-            _Layer(
-                weakref.ref(module),
-                known[0],
-                known[1:],
-                layer_kind(module),
-                type(module).__name__,
-                any(p is not None for p in module._parameters.values()),
-                layer_kind(module) in ("convolution", "linear", "embedding", "attention"),
-            )
-            for module, known in names.items()
-            if id(module) not in inside
-            and not isinstance(module, torch.jit.ScriptModule)
-            and not any(".parametrizations." in f".{name}." for name in known)
-            and self.keep(known[0], module)
-        ]
+        if model is not None:
+            self._layers, self.compiled = layers_of(model, self.keep)
 
     def _clear(self) -> None:
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._same = True  # as far as the rows go, those of the sampled step before
         self._activations.clear()
         self.gradients.clear()
         self._counts: dict[int, int] = {}
-        self._known: dict[tuple[Any, int], _Row] = {}
+        self._known: dict[tuple[Any, int], Row] = {}
         self._order: dict[int, int] = {}
         self._channels_first = False
         self._gave_rows: set[int] = set()
@@ -214,7 +106,7 @@ class LayerWatch:
             if index not in self._handles and index not in self._aliases_only:
                 module = layer.module()
                 if module is not None and not is_compiled(module):
-                    self._handles[index] = module.register_forward_hook(_LayerHook(self, index))
+                    self._handles[index] = module.register_forward_hook(LayerHook(self, index))
 
     def rest(self) -> None:
         """Take the hooks off until the next sampled step.
@@ -276,7 +168,7 @@ class LayerWatch:
         if layer.name == "" and self._trunk is None and not in_backward():
             self._find_trunk(output)
 
-    def _record(self, index: int, layer: _Layer, call: int, path: str, tensor: Tensor, args: Any) -> None:
+    def _record(self, index: int, layer: Layer, call: int, path: str, tensor: Tensor, args: Any) -> None:
         node, number, dtype = tensor.grad_fn, tensor.output_nr, tensor.dtype
         key = (node if node is not None else id(tensor), number)
         if key in self._known or not (dtype.is_floating_point or dtype.is_complex):
@@ -288,7 +180,7 @@ class LayerWatch:
         count, shape = len(self._rows), tensor.shape
         row = self._earlier[count] if count < len(self._earlier) else None
         if row is None or (row.shape, row.dtype, row.index, row.call, row.path) != (shape, dtype, index, call, path):
-            row = _Row(index, call, path, shape, dtype, 0, node, number)
+            row = Row(index, call, path, shape, dtype, 0, node, number)
             self._same = False
         else:
             row.node, row.output_number, row.gradient, row.units = node, number, None, None
@@ -310,9 +202,9 @@ class LayerWatch:
                 channels_first=self._channels_first or tensor.dim() == 4,
             )
         if tensor.requires_grad:
-            tensor.register_hook(_GradientHook(self._reference, row, self.step))
+            tensor.register_hook(GradientHook(self._reference, row, self.step))
 
-    def _function(self, layer: _Layer) -> Elementwise | None:
+    def _function(self, layer: Layer) -> Elementwise | None:
         """What an activation computes; a module of a foreign class is tried once, torch's own never."""
         if layer.function is not False:
             return layer.function
@@ -406,12 +298,12 @@ class LayerWatch:
 
     # ---------------------------------------------------------------- the blocks of the row
 
-    def _name(self, row: _Row) -> str:
+    def _name(self, row: Row) -> str:
         layer = self._layers[row.index]
         many = self._counts.get(row.index, 0) > 1
         return prefixed(self.group, (layer.name or ROOT) + (f"#{row.call}" if many else "") + row.path)
 
-    def _tensor(self, row: _Row, order: int) -> WatchedTensor:
+    def _tensor(self, row: Row, order: int) -> WatchedTensor:
         name = self._name(row)
         known = self._watched.get(row.key)
         on_trunk = None if self._trunk is None else self._trunk.get(row.key, False)
