@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headwater.detectors.over_time.moment import WEIGHT_ROLES, Moment, sizes_of
+from headwater.detectors.over_time.moment import WEIGHT_ROLES, Moment, sizes_of, written
 from headwater.detectors.over_time.protocol import Action, Memory
 from headwater.records import Evidence, Finding, Severity
 
@@ -111,9 +111,9 @@ class ClipStarved:
         name, size, eps = min(rows, key=lambda row: row[1])
         by_clip = 2 * clipped >= len(rows)
         told = (
-            f"Clipping multiplies the gradient by {coefficient:.2g}: that of {name} was above eps and is now 10^{size:.1f}"
+            f"Clipping multiplies the gradient by {coefficient:.2g}: that of {name} was above eps and is now {written(size)}"
             if by_clip
-            else f"The gradient of {name} has rms 10^{size:.1f}"
+            else f"The gradient of {name} has rms {written(size)}"
         )
         return [
             Finding(

@@ -27,10 +27,10 @@ class GrowingDeadUnits:
 
     ## Evidence and threshold
     Dead units: a rise of ``rise`` = 0.3 above the smallest share of an earlier window of as many looks or fewer (one of more
-    looks can only find fewer; a window holds three looks, or fewer after the early ones have left it), that exceeds ``z`` = 3 standard deviations of a binomial share. Saturated elements: the same
-    rise, to more than ``saturated`` = 0.5 (HW202's limit); the last activation is left out, as an output that fits
-    saturates. Critical, as dead units, from ``dead`` = 0.9 on. All but z and HW202's limit chosen by us, see
-    benchmarks/alerts.py. None depends on the scale of the loss.
+    looks can only find fewer; a window holds three looks, or fewer after the early ones have left it), that exceeds ``z`` =
+    3 standard deviations of a binomial share. Saturated elements: the same rise, to more than ``saturated`` = 0.5 (HW202's
+    limit); the last activation is left out, as an output that fits saturates. Critical, as dead units, from ``dead`` = 0.9
+    on. All but z and HW202's limit chosen by us, see benchmarks/alerts.py. None depends on the scale of the loss.
 
     ## Known false alarms
     Gates that learn to be open or shut; a network far larger than its task, which can spare units.

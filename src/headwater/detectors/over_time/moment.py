@@ -10,7 +10,7 @@ from headwater.records import Profile
 from headwater.records.statistics import LOG10_2
 from headwater.records.step import NORM_COLUMNS, STATISTICS_COLUMNS, Block, StepRecord, WatchedTensor
 
-__all__ = ["WEIGHT_ROLES", "Moment", "Sizes", "log10_sum_of_squares", "nonfinite_tensors", "sizes_of"]
+__all__ = ["WEIGHT_ROLES", "Moment", "Sizes", "log10_sum_of_squares", "nonfinite_tensors", "sizes_of", "written"]
 
 WEIGHT_ROLES = frozenset({"weight", "attention", "recurrent", "embedding"})
 """Roles of the parameters that are meant to learn a map; biases and normalisation parameters are another population."""
@@ -75,6 +75,27 @@ def log10_sum_of_squares(sizes_log10: list[float]) -> float:
         return -math.inf
     top = max(known)
     return top + 0.5 * math.log10(math.fsum([10.0 ** (2.0 * (size - top)) for size in known]))
+
+
+def written(size_log10: float) -> str:
+    """A positive number whose log10 is given, for a sentence.
+
+    Args:
+        size_log10: log10 of it; -inf for zero.
+
+    Returns:
+        Three digits, also where the number is beyond a double.
+
+    Example:
+        >>> written(1.19), written(-7.5), written(412.3), written(-math.inf)
+        ('15.5', '3.16e-08', '2e+412', '0')
+    """
+    if -300 < size_log10 < 300:
+        return f"{10.0**size_log10:.3g}"
+    if not math.isfinite(size_log10):
+        return "0" if size_log10 < 0 else str(size_log10)
+    exponent = math.floor(size_log10)
+    return f"{10.0 ** (size_log10 - exponent):.3g}e{exponent:+d}"
 
 
 class Moment:

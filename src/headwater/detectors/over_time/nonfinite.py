@@ -15,6 +15,8 @@ __all__ = ["NonFiniteStep"]
 
 _Bad = tuple[WatchedTensor, int, int]
 
+_NOT_LOOKED = 'layers were not looked at at this step (activations="recorded" looks at every recorded one)'
+
 
 @dataclass(frozen=True)
 class NonFiniteStep:
@@ -82,7 +84,9 @@ class NonFiniteStep:
         where = [place[0].name] if place else []
         where += [t.name for group in (values, forward, backward, parameters) for t, _, _ in group]
         where = list(dict.fromkeys(where))
-        passed = f" {len(where) - 1} more tensors pass it on." if len(where) > 1 else ""
+        passed = (
+            f" {len(where) - 1} more tensors pass it on, named in the order it reaches them." if len(where) > 1 else ""
+        )
         dropped = " The training loop dropped this step." if record.skipped is not None else ""
         return [
             Finding(
@@ -110,7 +114,7 @@ class NonFiniteStep:
         looked = moment.record.activations
         block = moment.gradient_block
         if loss_bad:
-            told = "every activation is finite: it is made at the loss" if looked else "layers were not looked at here"
+            told = "every activation is finite: it is made at the loss" if looked else _NOT_LOOKED
             return (bad[0] if bad else None), f"The loss is {moment.record.loss}, and {told}."
         # The backward reaches the last layer first; of one layer, its weight stands for it.
         first = next((b for b in reversed(bad) if b[0].layer is not None and b[0].layer == bad[0][0].layer), bad[0])
@@ -118,7 +122,7 @@ class NonFiniteStep:
             clipped = " (only the gradient after clipping was seen)" if block.phase == "post_clip" else ""
             return first, (
                 f"The gradients of all {len(bad)} parameters are not finite{clipped}: it is made in the forward, at the loss or "
-                f"in the backward above {first[0].name}; layers were not looked at at this step."
+                f"in the backward above {first[0].name}; {_NOT_LOOKED}."
             )
         told = "Every activation and its gradient is finite; the" if looked else "The"
         return first, f"{told} gradient of {first[0].name} is the first in the backward that is not: {_counts(first)}."

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headwater.detectors.over_time.moment import Moment, Sizes, log10_sum_of_squares
+from headwater.detectors.over_time.moment import Moment, Sizes, log10_sum_of_squares, written
 from headwater.detectors.over_time.protocol import Action, Memory
 from headwater.detectors.over_time.robust import NORMAL_MAD, enter_window, mad, median, middle
 from headwater.records import Evidence, Finding, Severity
@@ -75,7 +75,7 @@ class Spike:
         if moment.gradients is not None and math.isfinite(norm):
             above = self._above(memory.setdefault("gradient", {}), norm, self.decades)
             if above is not None:
-                told = f"The norm of the whole gradient is 10^{norm:.2f}"
+                told = f"The norm of the whole gradient is {written(norm)}"
                 found.append(self._finding(moment, "gradient spike", told, above, moment.gradients, memory))
             self._remember(memory, "gradient", moment.gradients)
         tensors, ratios = moment.updates
@@ -84,7 +84,7 @@ class Spike:
             size = log10_sum_of_squares(ratios) - (0.0 if rate is None else math.log10(rate))
             above = self._above(memory.setdefault("update", {}), size, self.decades)
             if above is not None:
-                told = f"The relative updates of the weights, √Σ(‖Δw‖/‖w‖)² per learning rate, are 10^{size:.2f}"
+                told = f"The relative updates of the weights, √Σ(‖Δw‖/‖w‖)² per learning rate, are {written(size)}"
                 found.append(self._finding(moment, "update spike", told, above, Sizes(tensors, ratios), memory))
             self._remember(memory, "update", Sizes(tensors, ratios))
         if record.loss is not None and 0 < record.loss < math.inf:

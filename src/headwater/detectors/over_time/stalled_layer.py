@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headwater.detectors.over_time.moment import WEIGHT_ROLES, Moment
+from headwater.detectors.over_time.moment import WEIGHT_ROLES, Moment, written
 from headwater.detectors.over_time.protocol import Action, Memory
 from headwater.records import Evidence, Finding, Severity, Verdict
 from headwater.records.step import StepRecord
@@ -65,6 +65,8 @@ class StalledLayer:
         record = moment.record
         if record.skipped is not None or record.learning_rate == 0 or moment.gradient_is_nonfinite:
             return None
+        if moment.gradients is None and not moment.updates[0]:
+            return None  # such as a last step whose gradients are gone
         found = self._zeros(moment, memory)
         found += self._low(moment, memory, set(memory["zero"]))
         return found
@@ -169,9 +171,14 @@ class StalledLayer:
         if not rows:
             return []
         worst = min(rows, key=now.__getitem__)
-        below = fed - max(now[worst], -400.0)
-        amount = f"{below:.1f} decades below" if now[worst] > -math.inf else f"exactly zero, against 10^{fed:.1f} in"
         told = "‖Δw‖/‖w‖" if what == "updates" else "gradient (rms)"
+        if now[worst] > -math.inf:
+            below = fed - now[worst]
+            amount = f"{below:.1f} decades below"
+            evidence = Evidence("below the best-fed quarter", below, "decades", f"of {worst}; limit {self.decades:g}")
+        else:
+            amount = f"exactly zero, against {written(fed)} of"
+            evidence = Evidence(told, 0.0, "", f"of {worst}; the best-fed quarter has {written(fed)}")
         return [
             Finding(
                 code=self.code,
@@ -179,7 +186,7 @@ class StalledLayer:
                 severity=Severity.WARNING,
                 where=tuple(rows),
                 evidence=(
-                    Evidence("below the best-fed quarter", below, "decades", f"of {worst}; limit {self.decades:g}"),
+                    evidence,
                     Evidence("recorded steps in a row", low[worst][0], "", f"limit {self.low_steps}"),
                 ),
                 cause=f"For {low[worst][0]} recorded steps the {told} of {worst} has been {amount} the best-fed weights'.",

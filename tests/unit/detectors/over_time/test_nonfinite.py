@@ -44,7 +44,7 @@ def test_the_answer_is_the_same_with_clipping_that_spreads_it() -> None:
 def test_all_gradients_without_layers_point_above_the_last_one_and_say_what_was_not_seen() -> None:
     finding = only(alarms([record(0, dict.fromkeys(NAMES, NAN))], NonFiniteStep()))
     assert finding.where[0] == "11.weight"
-    assert "layers were not looked at" in finding.cause
+    assert 'layers were not looked at at this step (activations="recorded" looks' in finding.cause
 
 
 def test_of_one_layer_the_weight_stands_for_it() -> None:

@@ -56,6 +56,33 @@ def test_what_stalls_where_the_gradient_vanishes_is_its_symptom() -> None:
     assert [(f.code, f.symptom_of) for f in found] == [("HW101", None), ("HW604", "HW101")]
 
 
+class Warns:
+    """Stands for a detector: one warning with a verdict."""
+
+    code = "HW999"
+
+    def __init__(self, verdict: hw.Verdict) -> None:
+        self.verdict = verdict
+
+    def __call__(self, profile: Profile, forecast: object) -> list[Finding]:
+        text = {"cause": "c.", "advice": "a."}
+        return [Finding(code=self.code, defect="d", severity=hw.Severity.WARNING, verdict=self.verdict, **text)]
+
+
+def said_of_a_warning(verdict: hw.Verdict, profile: Profile) -> list[tuple[int, int | None, hw.Severity]]:
+    desk = AlertDesk([OnProfile(detectors=(Warns(verdict),))])
+    looks = ((step, desk.consider(record(step), profile)) for step in (0, 1, 2, 4, 8, 100))
+    return [(step, d.finding.step, d.finding.severity) for step, found in looks for d in found if d.is_new]
+
+
+def test_a_warning_of_growth_that_lasts_over_the_early_looks_is_passed_on_as_a_warning_once(healthy: Profile) -> None:
+    assert said_of_a_warning(hw.Verdict.EXPLODING, healthy) == [(8, 0, hw.Severity.WARNING)]
+
+
+def test_a_warning_of_a_gradient_that_shrinks_is_left_to_the_alert_on_stalled_layers(healthy: Profile) -> None:
+    assert said_of_a_warning(hw.Verdict.VANISHING, healthy) == []
+
+
 # ------------------------------------------------------------ what a run does not record
 
 

@@ -84,6 +84,12 @@ def test_updates_four_decades_below_the_best_fed_quarter_are_stalled(decades: fl
         assert alarmed[0].step == 0
 
 
+def test_a_weight_that_does_not_move_at_all_is_exactly_zero_and_no_number_of_decades_below() -> None:
+    (finding,) = alarms(updates(0.0), StalledLayer())
+    assert "the ‖Δw‖/‖w‖ of 0.weight has been exactly zero, against 0.001 of the best-fed weights'." in finding.cause
+    assert (finding.evidence[0].name, finding.evidence[0].value) == ("‖Δw‖/‖w‖", 0.0)
+
+
 def test_a_layer_that_falls_away_is_found_eight_recorded_steps_later() -> None:
     records = updates(1e-9, since=50)
     (finding,) = alarms(records, StalledLayer())
