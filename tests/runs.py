@@ -195,6 +195,17 @@ class FormulaRun:
                 return _as(value, statistic, tensor)
         return None
 
+    def nonfinite(self, quantity: Quantity) -> Mapping[str, tuple[tuple[int, int, int], ...]]:
+        found = {
+            t.name: tuple(
+                (step, 1, 0)
+                for step in self.steps
+                if (v := self.number(quantity, t, step)) is not None and math.isnan(v)
+            )
+            for t in self.tensors
+        }
+        return {name: steps for name, steps in found.items() if steps}
+
     def top_contributors(self, step: int, group: str = "") -> tuple[tuple[str, float], ...]:
         squares = {
             t.name: math.prod(t.shape) * v * v

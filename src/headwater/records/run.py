@@ -29,7 +29,8 @@ class RecordedStep:
         loss_scale: that the gradients were multiplied by.
         clip_coefficient: ‖post-clip‖ / ‖pre-clip‖.
         activations: whether layers were looked at.
-        gradient_norm_log10: log10 of the l2 norm of the whole gradient before clipping; None when not observed.
+        gradient_norm_log10: log10 of the l2 norm of the whole gradient before clipping: -inf when it is zero, NaN when an
+            element of it is NaN, inf when one is infinite (and none NaN), None when not observed.
     """
 
     group: str = ""
@@ -126,6 +127,13 @@ class RunSource(Protocol):
         max_columns: int = 600,
     ) -> StatisticMatrix:
         """One statistic of many tensors over all recorded steps, downsampled to at most ``max_columns`` columns."""
+        ...
+
+    def nonfinite(self, quantity: Quantity) -> Mapping[str, tuple[tuple[int, int, int], ...]]:
+        """By tensor: (step, NaN elements, infinite elements) of every recorded step with any, ascending.
+
+        Statistics are over finite elements; this says where that is not all of them.
+        """
         ...
 
     def top_contributors(self, step: int, group: str = "") -> tuple[tuple[str, float], ...]:

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from headwater.records.finding import Finding, Severity
-from headwater.records.profile import ParameterRole
-from headwater.records.run import RecordedStep, RunSource, StatisticMatrix
+from headwater.records.run import RecordedStep, RunSource
+from headwater.records.run_events import fold_events
+from headwater.records.run_matrix import is_nonfinite, rms_matrix
 from headwater.records.saved import Saved
-from headwater.records.step import Quantity, RunEvent, WatchedTensor
+from headwater.records.step import RunEvent
 
 __all__ = [
-    "WEIGHT_ROLES",
     "CoursePoint",
     "RunOverhead",
     "RunSummary",
     "Spike",
     "WatchedWeight",
-    "in_order",
     "is_finished",
-    "observed_log10",
     "overhead_of",
-    "rms_matrix",
     "summarize_run",
-    "weights_first",
 ]
 
-WEIGHT_ROLES: tuple[ParameterRole, ...] = ("weight", "recurrent", "attention", "embedding")
-"""Roles that a picture of depth shows; biases and gains of normalization are other populations (R23)."""
 # Chosen by us: what stays readable as JSON, and enough for a line of blocks in a terminal.
 _COURSE_POINTS = 200
 _TREND_POINTS = 24
@@ -63,7 +58,7 @@ class CoursePoint:
         group: name of the model/optimizer pair; empty when there is only one.
         step: the optimizer step.
         loss: when given.
-        gradient_norm_log10: log10 of the l2 norm of the whole gradient before clipping.
+        gradient_norm_log10: log10 of the l2 norm of the whole gradient before clipping; NaN and inf when an element is.
         learning_rate: of the optimizer's first group.
     """
 
@@ -82,9 +77,11 @@ class WatchedWeight:
         name: of the parameter.
         type: class of the module that owns it.
         shape: of the parameter.
-        first_log10: log10 rms of its gradient when it was first observed; -inf for exactly zero, None for never.
+        first_log10: log10 rms of its gradient when it was first observed at a step that the optimizer took; -inf for
+            exactly zero, NaN when an element was NaN, inf when one was infinite, None for never.
         last_log10: likewise, when it was last observed.
-        trend_log10: likewise, at most 24 values evenly over the run.
+        trend_log10: likewise, at most 24 values evenly over the run, those of skipped steps among them; NaN or inf for a
+            stretch in which an element was.
         update_ratio: median of ‖Δw‖/‖w‖ over the run; None when it was not recorded.
     """
 
@@ -127,8 +124,8 @@ class RunSummary(Saved):
         finished: whether watching ended; False while the run goes on, or when it was killed.
         seconds: from the beginning of watching to the last recorded step.
         findings: by step, the earliest first.
-        events: at most 200, in order.
-        event_count: how many there were.
+        events: at most 200, by step; steps skipped one after the other are one event.
+        event_count: how many there are, so folded.
         weights: parameters in execution order (weights alone, unless there are none).
         course: loss and gradient norm, about 200 moments, one group after the other.
         spikes: top contributors at the steps at which a spike was found, at most 8.
@@ -181,26 +178,6 @@ class RunSummary(Saved):
         return None
 
 
-def observed_log10(value: float | None) -> float | None:
-    """log10 of a statistic that is never negative.
-
-    Args:
-        value: such as an rms; None when it was not observed.
-
-    Returns:
-        -inf for an exact zero, NaN for NaN or infinity, None for None.
-
-    Example:
-        >>> observed_log10(1e-3), observed_log10(0.0), observed_log10(None)
-        (-3.0, -inf, None)
-    """
-    if value is None:
-        return None
-    if not math.isfinite(value):
-        return math.nan
-    return math.log10(value) if value > 0.0 else -math.inf
-
-
 def summarize_run(run: RunSource) -> RunSummary:
     """Read the summary of a run.
 
@@ -213,11 +190,12 @@ def summarize_run(run: RunSource) -> RunSummary:
     steps = run.recorded_steps()
     metadata = run.metadata
     taken = [row for row in steps if row.skipped is None] or list(steps)
+    taken = [row for row in taken if row.gradient_norm_log10 is not None] or taken  # the last row may be a loss alone
     coverage = [run.profile(row.step, row.group).coverage for row in _last_of_each_group(taken)]
     missing: dict[str, str] = {}
     for one in coverage:
         missing.update(one.missing)
-    events = run.events
+    events = fold_events(run.events)
     findings = tuple(sorted(run.findings, key=lambda f: (f.step is None, f.step or 0, -f.severity.rank)))
     return RunSummary(
         name=run.name,
@@ -227,12 +205,12 @@ def summarize_run(run: RunSource) -> RunSummary:
         last_step=max((row.step for row in steps), default=None),
         recorded_steps=len(run.steps),
         skipped_steps=len({row.step for row in steps if row.skipped is not None}),
-        finished=is_finished(events),
+        finished=is_finished(run.events),
         seconds=max((row.elapsed_seconds for row in steps), default=0.0),
         findings=findings,
-        events=tuple(events[:_EVENTS]),
+        events=events[:_EVENTS],
         event_count=len(events),
-        weights=_weights(run) if steps else (),
+        weights=_weights(run, steps) if steps else (),
         course=_course(steps),
         spikes=_spikes(run, findings),
         overhead=overhead_of(metadata),
@@ -299,63 +277,22 @@ def _course(steps: Sequence[RecordedStep]) -> tuple[CoursePoint, ...]:
     return tuple(points)
 
 
-def weights_first(tensors: Iterable[WatchedTensor]) -> list[WatchedTensor]:
-    """The parameters that a picture of depth shows.
-
-    Args:
-        tensors: parameters in order.
-
-    Returns:
-        Those of the roles :data:`WEIGHT_ROLES`; all of them when there is none.
-    """
-    everything = [tensor for tensor in tensors if tensor.kind == "parameter"]
-    return [tensor for tensor in everything if tensor.role in WEIGHT_ROLES] or everything
-
-
-def rms_matrix(run: RunSource, quantity: Quantity, max_columns: int) -> StatisticMatrix:
-    """Read log10 of an rms over the run.
-
-    Args:
-        run: the run.
-        quantity: ``gradient``, ``activation``, ``output_gradient`` or ``value``.
-        max_columns: of the matrix.
-
-    Returns:
-        The matrix in execution order, -inf for exactly zero; of parameters, only those of :func:`weights_first`.
-    """
-    of_layers = quantity in ("activation", "output_gradient")
-    names = None if of_layers else [tensor.name for tensor in weights_first(run.tensors)]
-    return in_order(run.matrix(quantity, "rms_log10", tensors=names, max_columns=max_columns))
-
-
-def in_order(found: StatisticMatrix) -> StatisticMatrix:
-    """Put the rows in execution order, one model after the other.
-
-    Args:
-        found: a matrix.
-
-    Returns:
-        The same numbers.
-    """
-    tensors = found.tensors
-    groups = {tensor.group: i for i, tensor in reversed(list(enumerate(tensors)))}
-    order = sorted(range(len(tensors)), key=lambda i: (groups[tensors[i].group], tensors[i].order, i))
-    return StatisticMatrix(
-        tensors=tuple(tensors[i] for i in order),
-        steps=found.steps,
-        values=tuple(found.values[i] for i in order),
-        stride=found.stride,
-    )
-
-
-def _weights(run: RunSource) -> tuple[WatchedWeight, ...]:
+def _weights(run: RunSource, steps: Sequence[RecordedStep]) -> tuple[WatchedWeight, ...]:
     gradients = rms_matrix(run, "gradient", _COURSE_POINTS)
+    skipped: dict[str, set[int]] = {}
+    for step in steps:
+        if step.skipped is not None:
+            skipped.setdefault(step.group, set()).add(step.step)
+    # What a loss scaler dropped is no gradient that the model ever saw.
+    taken = rms_matrix(run, "gradient", _COURSE_POINTS, unmarked=skipped) if skipped else gradients
+    taken_columns = {group: _taken_columns(steps, group, taken.steps) for group in skipped}
     names = [tensor.name for tensor in gradients.tensors]
     updates = run.matrix("update", "update_ratio", tensors=names, max_columns=_COURSE_POINTS)
     ratios = {t.name: row for t, row in zip(updates.tensors, updates.values, strict=True)}
     weights = []
-    for tensor, row in zip(gradients.tensors, gradients.values, strict=True):
-        seen = [value for value in row if value is not None]
+    for tensor, every, row in zip(gradients.tensors, gradients.values, taken.values, strict=True):
+        chosen = taken_columns.get(tensor.group, range(len(row)))
+        seen = [value for j in chosen if (value := row[j]) is not None]
         known = [v for v in ratios.get(tensor.name, ()) if v is not None and math.isfinite(v)]
         weights.append(
             WatchedWeight(
@@ -364,17 +301,32 @@ def _weights(run: RunSource) -> tuple[WatchedWeight, ...]:
                 shape=tensor.shape,
                 first_log10=seen[0] if seen else None,
                 last_log10=seen[-1] if seen else None,
-                trend_log10=_evenly(row, _TREND_POINTS),
+                trend_log10=_evenly(every, _TREND_POINTS),
                 update_ratio=statistics.median(known) if known else None,
             )
         )
     return tuple(weights)
 
 
+def _taken_columns(steps: Sequence[RecordedStep], group: str, columns: Sequence[int]) -> Sequence[int]:
+    """Columns with a step that the optimizer took; all of them when it took none."""
+    taken = sorted(row.step for row in steps if row.group == group and row.skipped is None)
+    ends = [*columns[1:], math.inf]
+    found = [
+        j for j in range(len(columns)) if (i := bisect_left(taken, columns[j])) < len(taken) and taken[i] < ends[j]
+    ]
+    return found or range(len(columns))
+
+
 def _evenly(values: Sequence[float | None], count: int) -> tuple[float | None, ...]:
     if len(values) <= count:
         return tuple(values)
-    return tuple(values[round(i * (len(values) - 1) / (count - 1))] for i in range(count))
+    chosen: list[float | None] = []
+    for i in range(count):
+        stretch = values[i * len(values) // count : (i + 1) * len(values) // count]
+        broken = [v for v in stretch if is_nonfinite(v)]
+        chosen.append(broken[0] if broken else values[round(i * (len(values) - 1) / (count - 1))])
+    return tuple(chosen)
 
 
 def _spikes(run: RunSource, findings: Iterable[Finding]) -> tuple[Spike, ...]:

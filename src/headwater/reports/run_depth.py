@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from headwater.errors import InputError
-from headwater.records.run_summary import weights_first
+from headwater.records.run_matrix import is_nonfinite, weights_first
 from headwater.records.step import Quantity
 from headwater.reports.document import Template
 from headwater.reports.figures import PALETTE, clamp_log10, escape, finish, log_axis, log_range, name_axis
@@ -74,15 +74,22 @@ def depth_figure(view: RunView, *, template: Template = "dark") -> Any:
                 marker={"color": PALETTE[color], "symbol": symbol, "size": size},
             )
         )  # fmt: skip
-    zeros = {step: _zeros(grid, step, floor) for step in shown}
-    if any(any(v is not None for v in column) for column in zeros.values()):
-        figure.add_trace(
-            go.Scatter(
-                x=list(range(len(names))), y=zeros[shown[-1]], name="weight gradient exactly zero", mode="markers",
-                text=[escape(n) for n in names], hovertemplate="<b>%{text}</b><br>exactly zero<extra></extra>",
-                marker={"color": PALETTE["orange"], "symbol": "triangle-down", "size": 9},
-            )
-        )  # fmt: skip
+    ceiling = _short(10.0 ** clamp_log10(ends[1] - 0.03 * (ends[1] - ends[0])))
+    marks: list[dict[int, list[float | None]]] = []
+    for what, color, symbol, wanted, height in (
+        ("exactly zero", "orange", "triangle-down", _is_zero, floor),
+        ("NaN or infinite", "vermillion", "x", is_nonfinite, ceiling),
+    ):
+        placed = {step: _placed(grid, step, wanted, height) for step in shown}
+        if any(any(v is not None for v in column) for column in placed.values()):
+            marks.append(placed)
+            figure.add_trace(
+                go.Scatter(
+                    x=list(range(len(names))), y=placed[shown[-1]], name=f"weight gradient {what}", mode="markers",
+                    text=[escape(n) for n in names], hovertemplate=f"<b>%{{text}}</b><br>{what}<extra></extra>",
+                    marker={"color": PALETTE[color], "symbol": symbol, "size": 9},
+                )
+            )  # fmt: skip
     axis = name_axis(without_common_end(names), "layer with weights, the input's on the left")
     labels = axis["ticktext"]
     longest = max(len(label) for label in labels)
@@ -91,7 +98,7 @@ def depth_figure(view: RunView, *, template: Template = "dark") -> Any:
     del axis["autotickangles"]
     room = 60 + (_CHARACTER * longest if upright else 20)
     figure.update_xaxes(**axis, tickangle=-90 if upright else 0)
-    figure.update_layout(sliders=[_slider(series, shown, zeros, start, len(figure.data), room)])
+    figure.update_layout(sliders=[_slider(series, shown, marks, start, len(figure.data), room)])
     figure.update_yaxes(**log_axis("rms per element<br>(no unit, log scale)", ends))
     figure = finish(
         figure, title="Along the depth, step by step", reading=read_depth(view), template=template, height=430
@@ -180,8 +187,13 @@ def _at(grid: Grid, rows: Sequence[Sequence[float | None] | None], step: int) ->
     ]
 
 
-def _zeros(grid: Grid, step: int, floor: float) -> list[float | None]:
-    return [floor if _value(grid, row.values, step) == -math.inf else None for row in grid.rows]
+def _is_zero(value: float | None) -> bool:
+    return value == -math.inf
+
+
+def _placed(grid: Grid, step: int, wanted: Callable[[float | None], bool], height: float) -> list[float | None]:
+    """Marks of what has no logarithm."""
+    return [height if wanted(_value(grid, row.values, step)) else None for row in grid.rows]
 
 
 def _band(grid: Grid) -> Any:
@@ -202,7 +214,7 @@ def _band(grid: Grid) -> Any:
 def _slider(
     series: Sequence[tuple[str, str, str, Grid, list[tuple[float | None, ...] | None]]],
     steps: Sequence[int],
-    zeros: Mapping[int, list[float | None]],
+    marks: Sequence[Mapping[int, list[float | None]]],
     start: int,
     stop: int,
     room: int,
@@ -211,8 +223,7 @@ def _slider(
     entries = []
     for step in steps:
         ys: list[list[float | None]] = [_at(grid, rows, step) for _, _, _, grid, rows in series]
-        if len(ys) < len(traces):
-            ys.append(zeros[step])
+        ys += [placed[step] for placed in marks]
         entries.append({"label": f"{step:,}", "method": "restyle", "args": [{"y": ys}, traces]})
     return {
         "active": len(steps) - 1, "steps": entries, "pad": {"t": room, "b": 8}, "len": 1.0, "x": 0.0,

@@ -11,7 +11,9 @@ from plotly.subplots import make_subplots
 
 from headwater.errors import InputError
 from headwater.records.run import RecordedStep, RunSource
+from headwater.records.run_matrix import is_nonfinite
 from headwater.records.run_summary import Spike
+from headwater.records.statistics import LOG10_2
 from headwater.records.step import RunEvent
 from headwater.reports.document import Template
 from headwater.reports.figures import PALETTE, clamp_log10, escape, finish, log_axis, log_range, scatter
@@ -36,6 +38,7 @@ GUIDE = 1e-3
 _WHAT = ("heatmap", "depth", "course", "updates", "contributors")
 _COLORS = ("blue", "vermillion", "green", "purple", "orange", "sky")
 _PANEL = 150  # pixels of one panel of the course
+_PANEL_TICKS = 4.5  # numbers that its axis has room for; chosen by us
 _EVENT_MARKS = 150  # events with a mark; chosen by us
 _SMALLEST_SHARE = 1e-3  # of the squared norm: below, a bar is not visible. Chosen by us.
 _NOTABLE = 0.3  # decades, a factor of 2, by which a peak stands out. Chosen by us.
@@ -129,6 +132,12 @@ def course_figure(view: RunView, *, template: Template = "dark") -> Any:
         panels.append(("loss scale<br>(log scale)", True, [("loss scale", lambda row: _log(row.loss_scale), "solid")]))
     if not panels:
         raise InputError("neither a loss nor a gradient norm was recorded, so there is no course to draw")
+    titles = [title for title, *_ in panels]
+    broken: dict[int, Callable[[RecordedStep], bool]] = {
+        number: reads
+        for number, title in enumerate(titles, 1)
+        if (reads := next((r for start, r in _BROKEN.items() if title.startswith(start)), None)) is not None
+    }
     figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.08 if len(panels) < 4 else 0.05)
     for number, (title, log, lines) in enumerate(panels, 1):
         seen: list[float] = []
@@ -139,8 +148,14 @@ def course_figure(view: RunView, *, template: Template = "dark") -> Any:
                 seen += [v for row in own if (v := value(row)) is not None and math.isfinite(v)]
                 if points is not None:
                     figure.add_trace(points, row=number, col=1)
+        marked = [row for row in rows if number in broken and broken[number](row)]
+        if marked:
+            ends = log_range(seen) if log else (min(seen, default=0.0), max(seen, default=1.0))
+            top = ends[1] - 0.06 * (ends[1] - ends[0])
+            what = titles[number - 1].partition("<br>")[0]
+            figure.add_trace(_marks(marked, 10.0**top if log else top, what), row=number, col=1)
         if log:
-            figure.update_yaxes(row=number, col=1, **log_axis(title, log_range(seen)))
+            figure.update_yaxes(row=number, col=1, **_panel_axis(title, log_range(seen)))
         else:
             figure.update_yaxes(row=number, col=1, title={"text": title, "standoff": 10}, automargin=True)
     axis = step_axis([row.step for row in rows])
@@ -151,6 +166,38 @@ def course_figure(view: RunView, *, template: Template = "dark") -> Any:
     return finish(
         figure, title=f"Course of the run: {view.summary.model_type or view.summary.name}", reading=read_course(view),
         template=template, height=60 + _PANEL * len(panels),
+    )  # fmt: skip
+
+
+def _panel_axis(title: str, ends: tuple[float, float]) -> dict[str, Any]:
+    """A log axis with few enough ticks for a panel; loss scales in powers of two, as a scaler has them."""
+    axis = log_axis(title, ends)
+    span = ends[1] - ends[0]
+    if title.startswith("loss scale"):
+        low, high = math.ceil(ends[0] / LOG10_2), math.floor(ends[1] / LOG10_2)
+        powers = range(low, high + 1, max(1, math.ceil((high - low) / _PANEL_TICKS)))
+        return {
+            **axis, "dtick": None, "tickmode": "array", "tickvals": [2.0**k for k in powers],
+            "ticktext": [f"2<sup>{k}</sup>" for k in powers],
+        }  # fmt: skip
+    step = next((s for s in (1, 2, 5, 10, 20, 50, 100) if span / s <= _PANEL_TICKS), 100)
+    return {**axis, "dtick": step}
+
+
+_BROKEN: dict[str, Callable[[RecordedStep], bool]] = {
+    "loss<br>": lambda row: row.loss is not None and not math.isfinite(row.loss),
+    "gradient norm": lambda row: is_nonfinite(row.gradient_norm_log10),
+}
+"""By the beginning of a panel's title: whether a step has no number to draw there."""
+
+
+def _marks(rows: Sequence[RecordedStep], height: float, what: str) -> Any:
+    """A cross at the top of a panel for every step at which its number is NaN or infinite."""
+    kept = rows[:: max(1, len(rows) // _EVENT_MARKS)]
+    return go.Scatter(
+        x=[row.step for row in kept], y=[_three(height)] * len(kept), mode="markers", name=f"{what} NaN or infinite",
+        marker={"symbol": "x", "size": 8, "color": PALETTE["vermillion"], "line": {"width": 1, "color": "#ffffff"}},
+        hovertemplate=f"step %{{x}}<br>{what} NaN or infinite<extra></extra>",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from headwater.errors import InputError
 from headwater.records.finding import Finding, Severity
+from headwater.records.run_matrix import is_nonfinite
 from headwater.reports.document import Template
 from headwater.reports.figures import PALETTE, escape, finish, sampled_ticks
 from headwater.reports.notation import counted, power
@@ -23,7 +24,7 @@ SCALE = [[0.0, "#1f4e79"], [0.25, "#4d7ba3"], [0.5, "#9aa5a8"], [0.75, "#cdbf7a"
 """Dark blue to yellow, lightness rising evenly: the ends of cividis (Nuñez, Anderton, Renslow, *Optimizing colormaps with
 consideration for color vision deficiency*, 2018) without its darkest part, which is kept for exact zeros. Ours."""
 _ZERO, _NONFINITE = "#000000", PALETTE["vermillion"]
-_MARKED = 12  # findings with a mark; the others are in the table. Chosen by us.
+_MARKED = 12  # steps with a mark; the findings of others are in the table. Chosen by us.
 _TONE = {Severity.CRITICAL: "vermillion", Severity.WARNING: "orange", Severity.INFO: "gray"}
 _SYMBOL = {Severity.CRITICAL: "triangle-down", Severity.WARNING: "diamond", Severity.INFO: "circle"}
 _UNITS = {
@@ -102,6 +103,9 @@ def read_heatmap(view: RunView, max_rows: int = FOLDED_ROWS) -> str:
         f"darker is smaller, black exactly zero. The {QUANTITIES[grid.quantity]} runs from {power(values[0])} "
         f"(`{_safe(low.label)}`) to {power(values[-1])}, {values[-1] - values[0]:.1f} decades."
     )
+    broken = sum(any(is_nonfinite(v) for v in row.values) for row in grid.rows)
+    if broken:
+        text += f" {counted(broken, 'row')} had NaN or infinite elements: the cells in vermillion."
     if grid.stride > 1:
         text += f" Each column is the median of {counted(grid.stride, 'recorded step')}."
     if grid.folded:
@@ -114,25 +118,29 @@ def add_finding_marks(figure: Any, findings: Sequence[Finding], *, y: float = 1.
 
     Args:
         figure: with steps on its horizontal axes.
-        findings: of the run; at most 12, the worst first, are marked.
+        findings: of the run; at most 12 steps, those of the worst first, are marked. A step has one mark, that of its
+            worst finding, which names all of them.
         y: height of the symbol, 0 (bottom of the picture) to 1 (top).
     """
-    dated = sorted((f for f in findings if f.step is not None), key=lambda f: (-f.severity.rank, f.step or 0))[:_MARKED]
-    lines = {f.step: f for f in reversed(dated)}
-    for step, finding in lines.items():
+    by_step: dict[int, list[Finding]] = {}
+    for finding in sorted(findings, key=lambda f: (-f.severity.rank, f.symptom_of is not None, f.step or 0)):
+        if finding.step is not None:
+            by_step.setdefault(finding.step, []).append(finding)
+    dated = dict(list(by_step.items())[:_MARKED])
+    for step, (finding, *_) in dated.items():
         color = PALETTE[_TONE[finding.severity]]
         figure.add_shape(
             type="line", x0=step, x1=step, y0=0, y1=1, xref="x", yref="paper",
             line={"color": color, "width": 1.5, "dash": "dot"},
         )  # fmt: skip
-    for severity in reversed(Severity):
-        own = [f for f in dated if f.severity is severity]
+    for severity in Severity:  # the worst is drawn last, on top of its neighbours
+        own = {step: told for step, told in dated.items() if told[0].severity is severity}
         if own:
             figure.add_trace(
                 go.Scatter(
-                    x=[f.step for f in own], y=[y] * len(own), yaxis="y99", mode="markers", cliponaxis=False,
+                    x=list(own), y=[y] * len(own), yaxis="y99", mode="markers", cliponaxis=False,
                     name=f"{severity.value} finding", hoverinfo="text",
-                    text=[f"<b>step {f.step}</b><br>{escape(f.code)} {escape(f.defect)}" for f in own],
+                    text=["<br>".join([f"<b>step {step}</b>", *map(_told, told)]) for step, told in own.items()],
                     marker={
                         "symbol": _SYMBOL[severity], "size": 11, "color": PALETTE[_TONE[severity]],
                         "line": {"width": 1, "color": "#ffffff"},
@@ -145,6 +153,11 @@ def add_finding_marks(figure: Any, findings: Sequence[Finding], *, y: float = 1.
         )
 
 
+def _told(finding: Finding) -> str:
+    why = f", explained by {escape(finding.symptom_of)}" if finding.symptom_of else ""
+    return f"{finding.severity.value}: {escape(finding.code)} {escape(finding.defect)}{why}"
+
+
 def step_axis(steps: Sequence[int]) -> dict[str, Any]:
     """A horizontal axis of optimizer steps, a little wider than the steps themselves.
 
@@ -154,10 +167,12 @@ def step_axis(steps: Sequence[int]) -> dict[str, Any]:
     Returns:
         Settings for ``update_xaxes``.
     """
-    room = max(0.5, 0.012 * (steps[-1] - steps[0]))
+    span = steps[-1] - steps[0]
+    room = max(0.5, 0.012 * span)
+    whole = {"tick0": 0, "dtick": 1} if span <= 10 else {}  # there is no step between two steps
     return {
         "title": {"text": "optimizer step", "standoff": 10}, "automargin": True,
-        "range": [steps[0] - room, steps[-1] + room],
+        "range": [steps[0] - room, steps[-1] + room], **whole,
     }  # fmt: skip
 
 
@@ -189,13 +204,14 @@ def _traces(grid: Grid, *, visible: bool) -> list[Any]:
             },
         )
     ]  # fmt: skip
-    for label, color, wanted in (("exactly zero", _ZERO, _is_zero), ("NaN or infinity", _NONFINITE, _is_nan)):
+    for label, color, wanted in (("exactly zero", _ZERO, _is_zero), ("NaN or infinity", _NONFINITE, is_nonfinite)):
         if any(wanted(v) for row in grid.rows for v in row.values):
             traces.append(
                 go.Heatmap(
                     x=list(grid.steps), y=names, visible=visible, colorscale=[[0, color], [1, color]], showscale=False,
                     z=[[1 if wanted(v) else None for v in row.values] for row in grid.rows], hoverongaps=False,
-                    hovertemplate=f"<b>%{{y}}</b><br>step %{{x}}: {label}<extra></extra>", showlegend=False,
+                    text=[[_bad(v) if wanted(v) else None for v in row.values] for row in grid.rows],
+                    hovertemplate="<b>%{y}</b><br>step %{x}: %{text}<extra></extra>", showlegend=False,
                 )
             )  # fmt: skip
             traces.append(
@@ -211,8 +227,8 @@ def _is_zero(value: float | None) -> bool:
     return value == -math.inf
 
 
-def _is_nan(value: float | None) -> bool:
-    return value is not None and math.isnan(value)
+def _bad(value: float | None) -> str:
+    return "exactly zero" if value == -math.inf else "infinite elements" if value == math.inf else "NaN elements"
 
 
 def _name_axis(grid: Grid) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from headwater.records.finding import Finding, Severity
 from headwater.records.profile import ParameterProfile
 from headwater.records.run import RecordedStep, RunSource
-from headwater.records.run_summary import WEIGHT_ROLES, is_finished, overhead_of
+from headwater.records.run_events import loss_scale_text
+from headwater.records.run_matrix import WEIGHT_ROLES
+from headwater.records.run_summary import is_finished, overhead_of
 from headwater.reports.document import Block, Bullets, Callout, Cell, Column, Document, Paragraph, Table, Tone
 from headwater.reports.finding_blocks import count_findings, places
 from headwater.reports.marks import literal
-from headwater.reports.notation import counted, percent, power, rms_text, scientific, sparkline
+from headwater.reports.notation import counted, percent, power, rms_text, sparkline
 from headwater.reports.run_report import duration
+from headwater.reports.run_trend import bad_text, number_text, trend_line
 
 __all__ = ["build_live_document", "steps_per_second"]
 
@@ -123,15 +126,23 @@ def _numbers(rows: Sequence[RecordedStep], spark: int, tall: bool) -> Table:
         positive = all(v > 0 for v in losses if math.isfinite(v))
         drawn = [math.log10(v) if positive and v > 0 and math.isfinite(v) else math.nan for v in losses]
         lines.append(_line("loss", last.loss, losses, sparkline(drawn if positive else losses, spark)))
-    norms = [math.nan if row.gradient_norm_log10 is None else row.gradient_norm_log10 for row in rows]
-    if any(not math.isnan(v) for v in norms):
-        finite = [v for v in norms if math.isfinite(v)]
+    norms = [row.gradient_norm_log10 for row in rows]
+    if any(v is not None for v in norms):
+        finite = [v for v in norms if v is not None and math.isfinite(v)]
         now = last.gradient_norm_log10
         lines.append(
             (
                 Cell("gradient norm"),
-                _bad("-" if now is None else "0" if now == -math.inf else power(now) if math.isfinite(now) else "NaN"),
-                Cell(sparkline(norms, spark)),
+                _bad(
+                    "-"
+                    if now is None
+                    else "0"
+                    if now == -math.inf
+                    else power(now)
+                    if math.isfinite(now)
+                    else bad_text(now)
+                ),
+                Cell(trend_line(norms, spark)),
                 Cell(power(min(finite)) if finite else "-"),
                 Cell(power(max(finite)) if finite else "-"),
             )
@@ -142,17 +153,18 @@ def _numbers(rows: Sequence[RecordedStep], spark: int, tall: bool) -> Table:
         ("loss scale", last.loss_scale, 1.0),
     ):
         if value is not None and value != usual:
-            lines.append((Cell(name), Cell(f"{value:.4g}"), Cell(""), Cell(""), Cell("")))
+            shown = loss_scale_text(value) if name == "loss scale" and value > 0.0 else number_text(value)
+            lines.append((Cell(name), Cell(shown), Cell(""), Cell(""), Cell("")))
     skipped = sum(row.skipped is not None for row in rows)
     if skipped:
         lines.append((Cell("skipped"), Cell(f"{skipped:,}"), Cell(""), Cell(""), Cell("")))
-    shown = len(columns) if tall else 3  # a line that says what is left out would cost a line
-    return Table(columns[:shown], tuple(line[:shown] for line in lines))
+    kept = len(columns) if tall else 3  # a line that says what is left out would cost a line
+    return Table(columns[:kept], tuple(line[:kept] for line in lines))
 
 
 def _line(name: str, now: float | None, values: Sequence[float], drawn: str) -> tuple[Cell, ...]:
     finite = [v for v in values if math.isfinite(v)]
-    shown = "-" if now is None else f"{now:.4g}" if math.isfinite(now) else scientific(now)
+    shown = "-" if now is None else number_text(now)
     ends = (f"{min(finite):.4g}", f"{max(finite):.4g}") if finite else ("-", "-")
     return Cell(name), _bad(shown), Cell(drawn), Cell(ends[0]), Cell(ends[1])
 
@@ -163,7 +175,8 @@ def _bad(text: str) -> Cell:
 
 def _worst_layers(run: RunSource, rows: Sequence[RecordedStep], most: int) -> list[Block]:
     """The weights with the smallest and the largest gradient at the last step that was taken."""
-    row = next((row for row in reversed(rows) if row.skipped is None), rows[-1])
+    seen = [row for row in rows if row.gradient_norm_log10 is not None] or rows
+    row = next((row for row in reversed(seen) if row.skipped is None), seen[-1])
     profile = run.profile(row.step, row.group)
     everything = [p for p in profile.parameters if p.gradient is not None and p.gradient.count]
     weights = [p for p in everything if p.role in WEIGHT_ROLES] or everything
@@ -176,7 +189,7 @@ def _worst_layers(run: RunSource, rows: Sequence[RecordedStep], most: int) -> li
     lines = tuple(
         (
             Cell(p.name),
-            _bad(rms_text(p.gradient) if not (p.gradient and p.gradient.nonfinite_count) else "NaN"),
+            _bad(_rms_text(p)),
             Cell("smallest" if p in low else "largest", tone="muted"),
         )
         for p in chosen
@@ -193,6 +206,13 @@ def _size(parameter: ParameterProfile) -> float:
     if found is None or found.nonfinite_count or math.isnan(found.rms_log10):
         return math.inf
     return found.rms_log10
+
+
+def _rms_text(parameter: ParameterProfile) -> str:
+    found = parameter.gradient
+    if found is None or not found.nonfinite_count:
+        return rms_text(found)
+    return "NaN" if found.nan_count else "inf"
 
 
 def _finding(finding: Finding) -> str:

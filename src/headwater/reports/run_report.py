@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from headwater.records.finding import Finding
 from headwater.records.run import RunSource
+from headwater.records.run_matrix import is_nonfinite
 from headwater.records.run_summary import RunSummary
 from headwater.records.step import RunEvent
 from headwater.reports.document import (
@@ -23,8 +24,10 @@ from headwater.reports.document import (
 )
 from headwater.reports.finding_blocks import TONES, count_findings, evidence_text, places
 from headwater.reports.marks import literal
-from headwater.reports.notation import counted, percent, power, sparkline
+from headwater.reports.notation import counted, percent, power
+from headwater.reports.run_symptoms import explained_by, with_symptoms
 from headwater.reports.run_tables import event_table, finding_table, spike_table, weight_table
+from headwater.reports.run_trend import BROKEN, number_text, trend_line
 from headwater.reports.run_view import ROWS, RunView
 
 __all__ = ["build_run_document", "build_run_summary_document", "duration", "run_headline"]
@@ -83,7 +86,7 @@ def _document(summary: RunSummary, view: RunView | None) -> Document:
     if summary.findings:
         blocks.append(Heading("What was found"))
         cards = sorted((f for f in summary.findings if f.severity.rank > 0), key=lambda f: -f.severity.rank)[:_CARDS]
-        blocks += [_card(finding) for finding in summary.findings if finding in cards]
+        blocks += _cards(summary.findings, cards)
         if len(cards) < len(summary.findings):
             blocks.append(finding_table(summary.findings, None, collapsed=bool(cards)))
     if view is not None and summary.recorded_steps:
@@ -133,11 +136,13 @@ def _summary(summary: RunSummary) -> str:
     if not summary.recorded_steps:
         return "Nothing was observed."
     losses = [p.loss for p in summary.course if p.loss is not None and p.group == summary.course[0].group]
-    loss = f" The loss went from {losses[0]:.4g} to {losses[-1]:.4g}." if losses else ""
+    loss = f" The loss went from {number_text(losses[0])} to {number_text(losses[-1])}." if losses else ""
     state = "" if summary.finished else " The run goes on, or was cut off: no end was recorded."
     word = "**healthy**" if summary.ok else "**unhealthy**"
+    explained = sum(root is not None for root in explained_by(summary.findings))
+    known = f" ({explained:,} explained by another)" if explained else ""
     return (
-        f"Run {word}: {count_findings(summary.findings)} in steps {summary.first_step:,} to {summary.last_step:,}."
+        f"Run {word}: {count_findings(summary.findings)}{known} in steps {summary.first_step:,} to {summary.last_step:,}."
         f"{loss}{state}"
     )
 
@@ -214,6 +219,32 @@ def _coverage(summary: RunSummary) -> str:
 # -------------------------------------------------------------------- findings and events
 
 
+def _cards(findings: Sequence[Finding], chosen: Sequence[Finding]) -> list[Block]:
+    """One card for each of the chosen findings; those that another one explains folded up under it."""
+    blocks: list[Block] = []
+    symptoms: dict[int, list[Finding]] = {}
+    roots: list[Finding] = []
+    owner: dict[int, Finding] = {}
+    for finding, root in with_symptoms(findings):
+        top = owner.get(id(root), root)  # the symptom of a symptom belongs to the same root
+        if top is not None:
+            owner[id(finding)] = top
+        if finding not in chosen:
+            continue
+        if top is None or top not in chosen:
+            roots.append(finding)
+        else:
+            symptoms.setdefault(id(top), []).append(finding)
+    for finding in roots:
+        blocks.append(_card(finding))
+        explained = symptoms.get(id(finding), [])
+        if explained:
+            names = ", ".join(f"{one.code} {one.defect}" for one in explained)
+            title = f"{counted(len(explained), 'finding')} explained by {finding.code}: {names}"
+            blocks.append(Section(title, tuple(_card(one) for one in explained), collapsed=True))
+    return blocks
+
+
 def _card(finding: Finding) -> Callout:
     when = "" if finding.step is None else f"From step {finding.step:,}. "
     where = f"**Where:**{places(finding, 12).removeprefix(' at')}. " if finding.where else ""
@@ -250,15 +281,18 @@ def _norm_line(summary: RunSummary, group: str) -> str:
     norms = [(p.step, p.gradient_norm_log10) for p in own if p.gradient_norm_log10 is not None]
     if not norms:
         return ""
+    broken = [step for step, v in norms if is_nonfinite(v)]
     of = f" of `{literal(group)}`" if group else ""
     finite = [(step, v) for step, v in norms if math.isfinite(v)]
     if not finite:
         return f"The gradient norm{of} was zero or not finite at every recorded step."
     low, high = min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])
-    line = sparkline([v for _, v in norms], _SPARK)
+    line = trend_line([v for _, v in norms], _SPARK)
     text = f"**Gradient norm**{of} {line} from {power(finite[0][1])} to {power(finite[-1][1])}"
     if high[1] - low[1] >= _NOTABLE:
         text += f"; smallest {power(low[1])} at step {low[0]:,}, largest {power(high[1])} at step {high[0]:,}"
+    if broken:
+        text += f"; {BROKEN} NaN or infinite at {counted(len(broken), 'recorded step')}, first at step {broken[0]:,}"
     return f"{text}."
 
 

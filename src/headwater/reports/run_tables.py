@@ -6,19 +6,24 @@ import datetime
 import math
 from collections.abc import Sequence
 
-from headwater.records.finding import Finding
+from headwater.records.finding import Finding, fold_names
+from headwater.records.run_matrix import is_nonfinite
 from headwater.records.run_summary import RunSummary, Spike, WatchedWeight
 from headwater.reports.document import Cell, Column, Table
-from headwater.reports.finding_blocks import TONES, count_findings, places
-from headwater.reports.notation import counted, decades, percent, power, scientific, shape_text, sparkline
+from headwater.reports.finding_blocks import TONES, count_findings
+from headwater.reports.notation import counted, decades, percent, power, scientific, shape_text, shorten_names
+from headwater.reports.run_symptoms import with_symptoms
+from headwater.reports.run_trend import BROKEN, bad_text, trend_line
 
 __all__ = ["event_table", "finding_table", "spike_table", "weight_table"]
 
+_PLACE = 26  # columns of a name in a table of findings; chosen by us
+_PLACES = 2  # names, or ranges of them, that the table lists of a finding; chosen by us
 _EDGE = 4  # weights shown at the beginning, in the middle and at the end of a long model; chosen by us
 
 
 def finding_table(findings: Sequence[Finding], limit: int | None, *, collapsed: bool = False) -> Table:
-    """Findings by step.
+    """Findings by step, each with those that it explains under it.
 
     Args:
         findings: by step.
@@ -36,18 +41,18 @@ def finding_table(findings: Sequence[Finding], limit: int | None, *, collapsed: 
         Column("step", "right", "the optimizer step at which it began", 9),
         Column("severity", priority=6),
         Column("finding", priority=9, wrap=True, min_width=16),
-        Column("where", priority=5, shrink=True),
+        Column("where", priority=5, wrap=True, min_width=_PLACE),
         Column("cause", wrap=True, priority=7, min_width=24),
     )
     rows = [
         (
             Cell("-" if f.step is None else f"{f.step:,}", sort=-1.0 if f.step is None else float(f.step)),
             Cell(f.severity.value, tone=TONES[f.severity], sort=float(-f.severity.rank)),
-            Cell(f"{f.code} {f.defect}"),
+            Cell(f"↳ {f.code} {f.defect}, explained by {root.code}" if root else f"{f.code} {f.defect}"),
             Cell(_plain_places(f)),
             Cell(f.cause),
         )
-        for f in shown
+        for f, root in with_symptoms(shown)
     ]
     caption = ""
     if len(shown) < len(findings):
@@ -56,7 +61,10 @@ def finding_table(findings: Sequence[Finding], limit: int | None, *, collapsed: 
 
 
 def _plain_places(finding: Finding) -> str:
-    return places(finding, 3).removeprefix(" at ").replace("`", "")
+    """Names that fit into a narrow column whole: what is shortened are the leading words, each to its first letter."""
+    names = fold_names(finding.where, _PLACES)
+    more = [names.pop()] if len(names) > _PLACES else []
+    return " ".join([", ".join(shorten_names([name], _PLACE)[0] for name in names), *more])
 
 
 def event_table(summary: RunSummary) -> Table:
@@ -115,7 +123,11 @@ def weight_table(weights: Sequence[WatchedWeight], *, full: bool) -> Table:
         Column("first\ngradient rms", "right", "√mean(gradient²) when it was first recorded", 6),
         Column("last\ngradient rms", "right", "√mean(gradient²) when it was last recorded", 8),
         Column("change", "right", "decades between the two", 4),
-        Column("over the run", priority=7, hint="log10 of the gradient's rms, from the first step to the last"),
+        Column(
+            "over the run",
+            priority=7,
+            hint=f"log10 of the gradient's rms, from the first step to the last; {BROKEN} NaN or infinite elements",
+        ),
         Column("update\nratio", "right", "median of ‖Δw‖/‖w‖ per step; about 1e-3 is a rule of thumb", 5),
     )
     rows: list[tuple[Cell, ...]] = []
@@ -127,6 +139,8 @@ def weight_table(weights: Sequence[WatchedWeight], *, full: bool) -> Table:
     title = counted(count, "weight")
     shown = "" if len(chosen) == count else f" {len(chosen)} of {count:,}: the first, the middle and the last."
     caption = f"In execution order.{shown}"
+    if any(is_nonfinite(v) for i in chosen for v in weights[i].trend_log10):
+        caption += f" {BROKEN} marks steps at which an element was NaN or infinite, skipped steps among them."
     return Table(columns, tuple(rows), title=title, caption=caption, collapsed=full and count > 24)
 
 
@@ -135,7 +149,6 @@ def _weight_row(order: int, weight: WatchedWeight) -> tuple[Cell, ...]:
     change = ""
     if first is not None and last is not None and math.isfinite(first) and math.isfinite(last):
         change = decades(last - first).removesuffix(" decades")
-    trend = [math.nan if v is None else v for v in weight.trend_log10]
     ratio = weight.update_ratio
     return (
         Cell(weight.name, sort=float(order)),
@@ -144,7 +157,7 @@ def _weight_row(order: int, weight: WatchedWeight) -> tuple[Cell, ...]:
         _log_cell(first),
         _log_cell(last),
         Cell(change, sort=None if not change else (last or 0.0) - (first or 0.0)),
-        Cell(sparkline(trend, 24)),
+        Cell(trend_line(weight.trend_log10, 24)),
         Cell("" if ratio is None else scientific(ratio), sort=ratio),
     )
 
@@ -152,8 +165,8 @@ def _weight_row(order: int, weight: WatchedWeight) -> tuple[Cell, ...]:
 def _log_cell(value: float | None) -> Cell:
     if value is None:
         return Cell("-", tone="muted")
-    if math.isnan(value):
-        return Cell("NaN", tone="critical", sort=1e9)
+    if is_nonfinite(value):
+        return Cell(bad_text(value), tone="critical", sort=1e9)
     if math.isinf(value):
         return Cell("0 (exact)", tone="warning", sort=-1e9)
     return Cell(power(value), sort=value)

@@ -9,16 +9,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headwater.records.finding import Verdict
 from headwater.records.run import RecordedStep, RunSource, StatisticMatrix
-from headwater.records.run_summary import (
-    RunSummary,
-    in_order,
-    observed_log10,
-    rms_matrix,
-    summarize_run,
-    weights_first,
-)
+from headwater.records.run_matrix import in_order, observed_log10, rms_matrix, weights_first
+from headwater.records.run_summary import RunSummary, summarize_run
 from headwater.records.step import Quantity
 from headwater.reports.folding import Fold, fold_rows
 
@@ -49,8 +42,8 @@ class GridRow:
     Attributes:
         label: a name, or that of several folded blocks; unique within the grid.
         names: whose numbers it stands for.
-        values: log10 per column: -inf for exactly zero, NaN for NaN or infinity, None for not observed. Of several
-            tensors the median.
+        values: log10 per column: -inf for exactly zero, NaN and inf where an element was, None for not observed. Of
+            several tensors the median, unless one has such an element.
     """
 
     label: str
@@ -120,23 +113,7 @@ class RunView:
             found = in_order(self.run.matrix("update", "update_ratio", tensors=names, max_columns=COLUMNS))
             logs = tuple(tuple(observed_log10(v) for v in row) for row in found.values)
             return dataclasses.replace(found, values=logs)
-        found = rms_matrix(self.run, quantity, COLUMNS)
-        if any(f.verdict is Verdict.NAN for f in self.summary.findings):
-            return self._with_nonfinite(found, quantity)
-        return found
-
-    def _with_nonfinite(self, found: StatisticMatrix, quantity: Quantity) -> StatisticMatrix:
-        """NaN wherever an element was NaN or infinite: the rms alone is over the finite elements."""
-        values = [list(row) for row in found.values]
-        place = {tensor.name: i for i, tensor in enumerate(found.tensors)}
-        column = {step: j for j, step in enumerate(found.steps)}
-        for statistic in ("nan_count", "inf_count"):
-            counts = self.run.matrix(quantity, statistic, tensors=list(place), max_columns=COLUMNS)
-            for tensor, row in zip(counts.tensors, counts.values, strict=True):
-                for step, count in zip(counts.steps, row, strict=True):
-                    if count and step in column:
-                        values[place[tensor.name]][column[step]] = math.nan
-        return dataclasses.replace(found, values=tuple(tuple(row) for row in values))
+        return rms_matrix(self.run, quantity, COLUMNS)
 
     def grid(self, quantity: Quantity, max_rows: int = ROWS) -> Grid | None:
         """A quantity over layers and steps.
@@ -196,12 +173,14 @@ def _fold(found: StatisticMatrix, quantity: Quantity, max_rows: int) -> Grid | N
 
 
 def _middle(values: Sequence[float | None]) -> float | None:
-    """The median; NaN as soon as one is, None when there is none."""
+    """The median; NaN as soon as one is, else inf, None when there is none."""
     logs = [v for v in values if v is not None]
     if not logs:
         return None
     if any(math.isnan(v) for v in logs):
         return math.nan
+    if math.inf in logs:
+        return math.inf
     return logs[0] if len(logs) == 1 else statistics.median_low(logs)
 
 

@@ -292,6 +292,6 @@ def _stored_step(row: tuple[Any, ...]) -> StoredStep:
             loss_scale=nan if "loss_scale" in missing else scale,
             clip_coefficient=nan if "clip_coefficient" in missing else clip,
             activations=bool(activations),
-            gradient_norm_log10=norm,
+            gradient_norm_log10=nan if "gradient_norm_log10" in missing else norm,
         ),
     )

@@ -80,10 +80,19 @@ class Insertion:
             (self.session, event.kind, event.step, event.group, event.time, event.message, _text(event.names)),
         )
 
-    def finding(self, finding: Finding, group: str) -> None:
-        """Add a finding."""
+    def finding(self, finding: Finding, group: str, grown: bool = False) -> None:
+        """Add a finding, or put it in place of the one that it is a grown form of."""
         names = ("step", "code", "defect", "severity", "verdict", "symptom_of", "cause", "advice")
         values = [encode(getattr(finding, name)) for name in names]
+        if grown:
+            changed = self._connection.execute(
+                "UPDATE findings SET severity = ?, verdict = ?, symptom_of = ?, cause = ?, advice = ?, names = ?, evidence = ? "
+                "WHERE id = (SELECT max(id) FROM findings WHERE session_id = ? AND group_name = ? AND step IS ? AND code = ? "
+                "AND defect = ?)",
+                (*values[3:], _text(finding.where), _text(finding.evidence), self.session, group, *values[:3]),
+            )
+            if changed.rowcount:
+                return
         self._connection.execute(
             _insert("findings", ("session_id", "group_name", *names, "names", "evidence")),
             (self.session, group, *values, _text(finding.where), _text(finding.evidence)),
@@ -100,6 +109,8 @@ class Insertion:
         norm = gradient_norm_log10(gradients, record.loss_scale)
         # SQL has no NaN: it becomes NULL, and the column's name is kept.
         undefined = [name for name in _NAN_ABLE if (value := getattr(record, name)) is not None and math.isnan(value)]
+        if norm is not None and math.isnan(norm):
+            undefined.append("gradient_norm_log10")
         step_id = self._connection.execute(
             _INSERT_STEP,
             (

@@ -23,6 +23,7 @@ from headwater.store.derived import Readings, known_statistics, parse_statistic,
 from headwater.store.history import History, StoredBlock, StoredStep
 from headwater.store.logbook import Session
 from headwater.store.matrix import statistic_matrix
+from headwater.store.nonfinite import nonfinite_elements
 from headwater.store.summary import summary_of
 
 if TYPE_CHECKING:
@@ -300,6 +301,21 @@ class Run(Displayed):
             and (kind is None or kind in (tensor.role, tensor.layer_kind))
         }
         return statistic_matrix(self._history, readings, self._history.preferred(quantity, phase), chosen, max_columns)
+
+    def nonfinite(
+        self, quantity: Quantity, *, phase: GradientPhase | None = None
+    ) -> dict[str, tuple[tuple[int, int, int], ...]]:
+        """Where elements were NaN or infinite; statistics are over the finite ones.
+
+        Args:
+            quantity: ``value``, ``gradient``, ``activation`` or ``output_gradient``.
+            phase: of a gradient; None for the one the optimizer used.
+
+        Returns:
+            By tensor, (step, NaN elements, infinite elements) in the order of the steps; nothing for a tensor whose
+            elements were all finite.
+        """
+        return nonfinite_elements(self._history, self._history.preferred(quantity, phase))
 
     # ---------------------------------------------------------------- look-ups
 

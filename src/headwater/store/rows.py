@@ -18,14 +18,27 @@ class Roots:
     """Of every row of a block: log10 of its root mean square, and Σx² as ``squares · 4^exponents``.
 
     Where no element is finite, or the row was not observed, the first two are NaN.
+
+    Attributes:
+        rms_log10: over the finite elements.
+        squares: likewise.
+        exponents: likewise.
+        nan_count: elements that are NaN, in all rows.
+        inf_count: elements that are infinite, in all rows.
     """
 
     rms_log10: list[float] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)
     exponents: list[float] = field(default_factory=list)
+    nan_count: float = 0.0
+    inf_count: float = 0.0
 
     def norm_log10(self) -> float | None:
-        """log10 of √Σx² over all rows; -inf when that is zero, None when no row was observed."""
+        """log10 of √Σx² over all elements: -inf when that is zero, NaN or inf as they are, None without an observed row."""
+        if self.nan_count > 0.0:
+            return math.nan
+        if self.inf_count > 0.0:
+            return math.inf
         known = [(s, e) for s, e in zip(self.squares, self.exponents, strict=True) if s == s]
         if not known:
             return None
@@ -67,7 +80,11 @@ def _of_statistics(rows: Sequence[Sequence[float]]) -> Roots:
         found.rms_log10, found.squares, found.exponents, math.nan, math.log10
     )  # fmt: skip
     for count, _, nans, infs, exponent, total, _, deviations, _, _, _ in rows:
-        finite = count - nans - infs
+        broken = nans + infs
+        finite = count - broken
+        if broken > 0.0:
+            found.nan_count += nans
+            found.inf_count += infs
         squares = deviations + total * total / finite if finite > 0.0 else nan
         if squares > 0.0:
             logs.append(0.5 * log10(squares / finite) + exponent * LOG10_2)
@@ -83,6 +100,9 @@ def _of_norms(rows: Sequence[Sequence[float]], tensors: Sequence[WatchedTensor])
     found = Roots()
     for (norm, nans, infs), tensor in zip(rows, tensors, strict=True):
         finite = element_count(tensor.shape) - nans - infs
+        if nans + infs > 0.0:
+            found.nan_count += nans
+            found.inf_count += infs
         if finite > 0.0 and norm > 0.0:
             found.rms_log10.append(math.log10(norm) - 0.5 * math.log10(finite))
         else:
@@ -94,14 +114,15 @@ def _of_norms(rows: Sequence[Sequence[float]], tensors: Sequence[WatchedTensor])
 
 
 def gradient_norm_log10(found: Mapping[GradientPhase | None, Roots], loss_scale: float | None) -> float | None:
-    """log10 of the l2 norm of the whole gradient before clipping, over its finite elements.
+    """log10 of the l2 norm of the whole gradient before clipping.
 
     Args:
         found: of the gradient blocks of one step, by phase.
         loss_scale: that a ``backward`` gradient is still multiplied by.
 
     Returns:
-        -inf when the whole gradient is zero; None when no gradient of the right phase was recorded.
+        -inf when the whole gradient is zero, NaN when an element is NaN, inf when one is infinite and none NaN; None when
+        no gradient of the right phase was recorded.
     """
     if "pre_clip" in found:
         return found["pre_clip"].norm_log10()

@@ -9,7 +9,8 @@ import pytest
 from tests import runs
 
 from headwater.records import RunEvent, Severity, WatchedTensor
-from headwater.records.run_summary import RunSummary, is_finished, observed_log10, summarize_run
+from headwater.records.run_matrix import observed_log10
+from headwater.records.run_summary import RunSummary, is_finished, summarize_run
 
 
 @pytest.mark.parametrize("run", [runs.healthy(), runs.spiking(), runs.vanishing(), runs.hostile(), runs.nothing()])
@@ -116,4 +117,5 @@ def test_coverage_is_of_the_last_step_that_was_taken() -> None:
 def test_what_has_no_logarithm() -> None:
     assert observed_log10(None) is None
     assert observed_log10(0.0) == -math.inf
-    assert math.isnan(observed_log10(math.inf) or 0.0)
+    assert observed_log10(math.inf) == math.inf
+    assert math.isnan(observed_log10(math.nan) or 0.0)

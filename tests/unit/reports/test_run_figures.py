@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests import runs
 
 from headwater.errors import InputError
-from headwater.records import Verdict
 from headwater.reports import to_figure, to_html_page
 from headwater.reports.run_depth import read_depth
 from headwater.reports.run_figures import GUIDE, run_figure
@@ -64,24 +63,18 @@ def test_zero_and_nan_have_their_own_colours_and_nothing_observed_has_none() -> 
     assert {trace.name for trace in figure.data} >= {"exactly zero", "NaN or infinity"}
 
 
-def test_a_tensor_with_some_nan_is_marked_when_a_finding_speaks_of_nan() -> None:
+def test_a_tensor_with_some_nan_or_infinite_elements_is_marked_though_its_rms_is_finite() -> None:
     run = runs.healthy(2, 8)
-    plain = run.matrix
-
-    def matrix(quantity, statistic, **options):  # type: ignore[no-untyped-def]
-        found = plain(quantity, statistic, **options)
-        if statistic != "nan_count":
-            return found
-        import dataclasses
-
-        return dataclasses.replace(found, values=tuple((0.0, 0.0, 5.0, 0.0, 0.0) for _ in found.tensors))
-
-    run.matrix = matrix  # type: ignore[method-assign]
     assert len(RunView(run).grid("gradient").finite()) == 10  # type: ignore[union-attr]
-    run.findings = (runs.finding(verdict=Verdict.NAN),)
+    # Steps 0, 1, 2, 4, 8: an infinite element at 1, a NaN at 4 among 3 infinite ones.
+    run.nonfinite = lambda quantity: {"layers.0.weight": ((1, 0, 1), (4, 1, 3))}  # type: ignore[method-assign]
     grid = RunView(run).grid("gradient")
     assert grid is not None
-    assert [math.isnan(v) for v in grid.rows[0].values if v is not None] == [False, False, True, False, False]
+    assert grid.rows[0].values[1] == math.inf
+    assert [math.isnan(v) for v in grid.rows[0].values if v is not None] == [False, False, False, True, False]
+    figure = run_figure(run)
+    (marks,) = [t for t in figure.data if t.type == "heatmap" and t.text is not None]
+    assert list(marks.text[0]) == [None, "infinite elements", None, "NaN elements", None]
 
 
 def test_the_switch_shows_one_quantity_at_a_time() -> None:

@@ -36,7 +36,10 @@ def test_root_mean_squares_and_their_norm_are_those_of_the_records(values: list[
     assert found.rms_log10 == pytest.approx([part.rms_log10 for part in parts], rel=1e-12, nan_ok=True)
     pooled = Statistics.merge(parts)
     norm = found.norm_log10()
-    if not pooled.finite_count:
+    if pooled.nonfinite_count:
+        assert norm is not None
+        assert math.isnan(norm) if pooled.nan_count else norm == math.inf
+    elif not pooled.finite_count:
         assert norm is None
     else:
         # log10 ‖x‖ = log10 rms + ½ log10 n

@@ -15,7 +15,7 @@ from tests.unit.store.synthetic import BIAS, LAYERS, PARAMETERS, WEIGHT, norm_bl
 
 from headwater.errors import HeadwaterError, OutputError, RecordError
 from headwater.records import Block, Evidence, Finding, RunEvent, Severity, Verdict, WatchedTensor
-from headwater.store import RunWriter
+from headwater.store import RunWriter, open_run
 
 
 @contextmanager
@@ -83,6 +83,9 @@ def test_the_norm_of_the_whole_gradient_is_the_one_before_clipping(tmp_path: Pat
         writer.write(step(3, statistics_block([[1.0], [1.0]], quantity="value", phase=None)))
         writer.write(step(4, statistics_block([[0.0, 0.0], [0.0]])))
         writer.write(step(5, statistics_block([[3e200, 4e200], [12e200]])))
+        writer.write(step(6, statistics_block([[3.0, math.inf], [0.0]])))
+        writer.write(step(7, statistics_block([[math.inf, math.nan], [0.0]])))
+        writer.write(step(8, norm_block([[5.0, 0.0, 1.0], [12.0, 0.0, 0.0]])))
     # √(3² + 4² + 12²) = 13; a scaled gradient is divided by the loss scale; 1.3e201 has no square in a double.
     found = [value for (value,) in rows(tmp_path / "a", "SELECT gradient_norm_log10 FROM steps ORDER BY step")]
     log = math.log10(13.0)
@@ -90,6 +93,13 @@ def test_the_norm_of_the_whole_gradient_is_the_one_before_clipping(tmp_path: Pat
     assert found[3] is None
     assert found[4] == -math.inf
     assert found[5] == pytest.approx(log + 200.0)
+    # An element that is not finite is no element of nothing: the whole norm is infinite, or NaN, which SQL has not.
+    assert found[6] == found[8] == math.inf
+    read = [row.gradient_norm_log10 for row in open_run(tmp_path / "a").recorded_steps()]
+    assert read[3] is None
+    assert read[6] == math.inf
+    assert found[7] is None
+    assert math.isnan(read[7] or 0.0)
 
 
 def test_what_was_not_observed_has_no_row_and_nan_is_told_from_it(tmp_path: Path) -> None:
@@ -105,7 +115,9 @@ def test_what_was_not_observed_has_no_row_and_nan_is_told_from_it(tmp_path: Path
     assert rows(tmp_path / "a", "SELECT tensor, update_ratio, read_fraction FROM tensor_updates") == [
         ("fc1.weight", None, 0.5)
     ]
-    assert rows(tmp_path / "a", "SELECT loss, learning_rate, nan_columns FROM steps") == [(None, None, "loss")]
+    assert rows(tmp_path / "a", "SELECT loss, learning_rate, nan_columns FROM steps") == [
+        (None, None, "loss,gradient_norm_log10")
+    ]
 
 
 def test_a_block_of_columns_that_the_schema_does_not_name_is_kept(tmp_path: Path) -> None:
