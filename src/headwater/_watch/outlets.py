@@ -25,8 +25,8 @@ class Writer(Protocol):
     def write_event(self, event: RunEvent) -> None:
         """Append one event."""
 
-    def write_finding(self, finding: Finding, group: str = "") -> None:
-        """Append one finding."""
+    def write_finding(self, finding: Finding, group: str = "", *, grown: bool = False) -> None:
+        """Append one finding; ``grown``: in place of the one with its code, defect and step."""
 
     def update_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Replace entries of the metadata."""

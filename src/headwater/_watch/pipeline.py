@@ -77,6 +77,7 @@ class Pipeline(Receiver):
         self.on_record = on_record
         self.watched: weakref.ref[Any] | None = None  # the Watch, which knows what its pairs have spent
         self.findings: list[Finding] = []
+        self._said: dict[tuple[str, str, str, int | None], int] = {}  # which of the findings
         self.events: list[RunEvent] = []
         self.stopping = False
         self.failures: list[str] = []
@@ -312,6 +313,14 @@ class Pipeline(Receiver):
             if not decision.is_new:
                 continue
             finding = decision.finding
+            key = (decision.group, finding.code, finding.defect, finding.step)
+            if decision.grows and key in self._said:
+                self.findings[self._said[key]] = finding
+                if self.writer is not None:
+                    self.writer.write_finding(finding, decision.group, grown=True)
+                LOG.info("%s", finding)
+                continue
+            self._said[key] = len(self.findings)
             self.findings.append(finding)
             if self.joint is not None:
                 self.joint.say(finding, decision.action)

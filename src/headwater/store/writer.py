@@ -56,7 +56,7 @@ class Gap:
         return f"{many}{steps} could not be written: {self.reason}"
 
 
-_Item = StepRecord | RunEvent | tuple[Finding, str] | dict[str, Any]
+_Item = StepRecord | RunEvent | tuple[Finding, str, bool] | dict[str, Any]
 # What a value that is no number, text or JSON raises: trying again would not help.
 _UNSTORABLE = (
     sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError, TypeError, ValueError, OverflowError,
@@ -160,9 +160,15 @@ class RunWriter:
         """Append one event."""
         self._append(event, 1)
 
-    def write_finding(self, finding: Finding, group: str = "") -> None:
-        """Append one finding of the group's steps."""
-        self._append((finding, group), 1)
+    def write_finding(self, finding: Finding, group: str = "", *, grown: bool = False) -> None:
+        """Append one finding of the group's steps.
+
+        Args:
+            finding: it.
+            group: model/optimizer pair it is about.
+            grown: it takes the place of the one with its code, defect and step, where this session has one.
+        """
+        self._append((finding, group, grown), 1)
 
     def update_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Add or replace entries of the run's metadata, such as the cost so far."""

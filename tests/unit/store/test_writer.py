@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,22 @@ def test_a_block_of_columns_that_the_schema_does_not_name_is_kept(tmp_path: Path
     with RunWriter(tmp_path / "a") as writer:
         writer.write(step(0, block))
     assert rows(tmp_path / "a", "SELECT name, value FROM measures") == [("flip_rate", 0.25)]
+
+
+def test_a_finding_that_grew_takes_the_place_of_the_one_it_was(tmp_path: Path) -> None:
+    said = Finding(
+        code="HW604", defect="stalled layer", severity=Severity.WARNING, cause="c.", advice="a.", where=("a",), step=3
+    )
+    grown, other = replace(said, where=("a", "b"), cause="both."), replace(said, step=90)
+    with RunWriter(tmp_path / "a") as writer:
+        writer.write_finding(said, "G")
+        writer.write_finding(said, "D")
+        writer.write_finding(other, "G")
+        writer.write_finding(grown, "G", grown=True)
+        writer.write_finding(replace(grown, step=50), "G", grown=True)  # nothing to take the place of
+    assert rows(tmp_path / "a", "SELECT group_name, step, names, cause FROM findings ORDER BY id") == [
+        ("G", 3, '["a", "b"]', "both."), ("D", 3, '["a"]', "c."), ("G", 90, '["a"]', "c."), ("G", 50, '["a", "b"]', "both."),
+    ]  # fmt: skip
 
 
 def test_events_findings_and_metadata_are_tables_of_their_own(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class Decision:
         finding: with the step at which it began.
         action: of the alert that found it; to be taken only when ``is_new``.
         is_new: False for an alarm that merely goes on: to be counted, not said again.
+        grows: the alarm said a few steps ago has reached more places; this finding, with all of them and the same step, takes
+            the place of that one. Only where the action is ``warn``.
         group: the model/optimizer pair it is about.
         flight: for a new alarm of an alert that ``keeps_flight_record``, the last full records of this pair, oldest first,
             the present one last; else empty. They are *recorded* steps: what was not recorded in between is not there.
@@ -36,6 +38,7 @@ class Decision:
     finding: Finding
     action: Action
     is_new: bool
+    grows: bool = False
     group: str = ""
     flight: tuple[StepRecord, ...] = ()
 
@@ -81,8 +84,9 @@ class AlertDesk:
 
     A finding becomes an alarm when it was there at ``alert.patience`` recorded steps in a row. It is new once; as long as it
     goes on it is not, until it has been away for ``quiet`` judged steps (or, for an alert that is ``per_place``, until it
-    names a new place). An alarm that only warns is said at most ``limit`` times in a run. The count is the desk's own and no
-    process-wide filter's, so a second run in one process warns like the first.
+    names a new place: within ``quiet`` steps of having been said it then grows, later it is said again). An alarm that only
+    warns is said at most ``limit`` times in a run. The count is the desk's own and no process-wide filter's, so a second run
+    in one process warns like the first.
 
     Args:
         alerts: objects as :class:`~headwater.detectors.over_time.protocol.Alert`; the order is the one of the decisions.
@@ -188,6 +192,7 @@ class AlertDesk:
             if not alarm["active"]:
                 alarm["since"] = record.step if finding.step is None else finding.step
         alarm["streak"] += 1
+        alarm["age"] = alarm.get("age", 0) + 1
         patience = 1 if finding.defect == "alert failed" else alert.patience
         if alarm["streak"] < patience and not alarm["active"]:
             return None
@@ -195,23 +200,32 @@ class AlertDesk:
         places = set(finding.where) - set(alarm["places"]) if grows else set()
         is_new = not alarm["active"] or bool(places)
         began = record.step if finding.step is None else finding.step
-        finding = replace(finding, step=began if alarm["active"] and is_new else alarm["since"])
+        grown = (
+            alarm["active"] and is_new and alert.action == "warn" and alarm["age"] <= self._quiet and "step" in alarm
+        )
+        if grown:
+            where = dict.fromkeys((*finding.where, *alarm["places"]))
+            finding = replace(finding, step=alarm["step"], where=tuple(where))
+        else:
+            finding = replace(finding, step=began if alarm["active"] and is_new else alarm["since"])
         alarm["active"] = True
         if is_new:
-            alarm["said"] += 1
+            alarm["said"] += not grown
+            alarm.update(age=0, step=finding.step)
             keep_places = grows or getattr(alert, "names_root_cause", False)
             alarm["places"] = sorted({*alarm["places"], *finding.where}) if keep_places else []
             if alert.action == "warn" and alarm["said"] > self._limit:
                 is_new = False
-            elif alert.action == "warn" and alarm["said"] == self._limit:
+            elif alert.action == "warn" and alarm["said"] == self._limit and not grown:
                 finding = replace(
                     finding, cause=f"{finding.cause} This is its alarm number {self._limit}, the last one said."
                 )
-        keep = is_new and getattr(alert, "keeps_flight_record", False)
+        keep = is_new and not grown and getattr(alert, "keeps_flight_record", False)
         return Decision(
             finding=finding,
             action=alert.action,
             is_new=is_new,
+            grows=grown and is_new,
             group=record.group,
             flight=tuple(self._flights[record.group]) if keep else (),
         )
@@ -219,6 +233,7 @@ class AlertDesk:
     def _absent(self, alarm: Memory) -> None:
         """Count the judged steps without it as a negative streak."""
         alarm["streak"] = min(alarm["streak"], 0) - 1
+        alarm["age"] = alarm.get("age", 0) + 1
         if -alarm["streak"] >= self._quiet:
             alarm.update(active=False, places=[])
 

@@ -84,10 +84,29 @@ def test_decisions_of_an_alarm_that_goes_on_are_there_and_not_new() -> None:
     assert {d.finding.step for d in decisions} == {0}
 
 
-def test_an_alert_per_place_is_said_again_at_a_new_place_only() -> None:
-    found = alarms(losses(2, 3, 2, 3, 4), LossAbove(per_place=True))
-    assert [(f.step, f.where) for f in found] == [(0, ("layer2",)), (1, ("layer3",)), (4, ("layer4",))]
+def test_an_alert_per_place_grows_at_a_new_place_only() -> None:
+    desk = AlertDesk([LossAbove(per_place=True)])
+    found = [d for r in losses(2, 3, 2, 3, 4) for d in desk.consider(r) if d.is_new]
+    assert [(d.grows, d.finding.step, d.finding.where) for d in found] == [
+        (False, 0, ("layer2",)),
+        (True, 0, ("layer3", "layer2")),
+        (True, 0, ("layer4", "layer2", "layer3")),
+    ]
     assert len(alarms(losses(2, 3, 2, 3, 4), LossAbove())) == 1
+
+
+def test_a_new_place_long_after_the_alarm_is_said_as_another_one() -> None:
+    desk = AlertDesk([LossAbove(per_place=True)], quiet=3)
+    found = [d for r in losses(2, 2, 2, 3, 2, 2, 2, 4) for d in desk.consider(r) if d.is_new]
+    # Three judged steps after step 0 it still grows; four after step 3 it does not.
+    assert [(d.grows, d.finding.step) for d in found] == [(False, 0), (True, 0), (False, 7)]
+
+
+@pytest.mark.parametrize("action", ["raise", "stop", print])
+def test_what_ends_the_training_or_calls_a_function_does_so_at_each_new_place(action: object) -> None:
+    desk = AlertDesk([LossAbove(per_place=True, action=action)])
+    found = [d for r in losses(2, 3) for d in desk.consider(r) if d.is_new]
+    assert [(d.grows, d.finding.step) for d in found] == [(False, 0), (False, 1)]
 
 
 def test_a_warning_is_said_at_most_limit_times_and_the_last_one_says_so() -> None:
