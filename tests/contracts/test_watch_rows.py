@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -485,6 +486,19 @@ def test_a_last_step_whose_gradients_are_gone_keeps_its_loss_and_rate_and_has_no
     # The rate is that of the step, not of the one the schedule has moved on to.
     assert (last.loss, last.learning_rate) == (15.0, 0.1 * 0.5**15)
     assert (last.blocks, dict(last.missing), last.clip_coefficient) == ((), {}, None)
+
+
+def test_the_memory_it_held_is_said_after_the_model_is_gone() -> None:
+    model = models.mlp(8, 16, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with hw.watch(model, optimizer, alerts=()) as watch:
+        plain(model, optimizer)(0)
+    held = watch.overhead.bytes
+    assert held > 0
+    del model, optimizer
+    gc.collect()
+    assert watch.overhead.bytes == held
+    assert f"{held:,} bytes held" in watch.summary()
 
 
 def test_a_loss_given_after_the_step_is_that_of_the_last_step_too() -> None:

@@ -80,6 +80,7 @@ class Watch:
         self._pipeline: Pipeline | None = None
         self._began = 0.0
         self._ended: float | None = None
+        self._held_bytes = 0  # until it ended; nothing is held any more once the model is gone
         self._state: Mapping[str, Any] | None = None
 
     # ---------------------------------------------------------------- life
@@ -167,6 +168,7 @@ class Watch:
         for pair in self._pairs:
             pair.detach()
         self._ended = time.perf_counter()
+        self._held_bytes = sum(p.held_bytes() for p in self._pairs)
         _attached.discard(self)
         steps = max((p.step for p in self._pairs), default=0)
         recorded = sum(p.recorded_steps for p in self._pairs)
@@ -266,7 +268,7 @@ class Watch:
         elapsed = (self._ended or time.perf_counter()) - self._began if self._pipeline is not None else 0.0
         seconds = sum(p.own_seconds for p in self._pairs)
         recorder = 0.0 if self._pipeline is None else self._pipeline.seconds
-        held = sum(p.held_bytes() for p in self._pairs)
+        held = sum(p.held_bytes() for p in self._pairs) if self._ended is None else self._held_bytes
         return Overhead(seconds, recorder, held, elapsed, seconds / elapsed if elapsed else 0.0)
 
     def summary(self) -> str:
