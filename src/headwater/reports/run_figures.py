@@ -17,7 +17,7 @@ from headwater.records.statistics import LOG10_2
 from headwater.records.step import RunEvent
 from headwater.reports.document import Template
 from headwater.reports.figures import PALETTE, clamp_log10, escape, finish, log_axis, log_range, scatter
-from headwater.reports.notation import percent, power, scientific, shorten_names
+from headwater.reports.notation import counted, percent, power, scientific, shorten_names
 from headwater.reports.run_depth import depth_figure
 from headwater.reports.run_heatmap import FOLDED_ROWS, add_finding_marks, heatmap_figure, step_axis
 from headwater.reports.run_view import ROWS, RunView, quantile, thin
@@ -279,6 +279,12 @@ def read_course(view: RunView) -> str:
         if max(logs) - max(logs[0], logs[-1]) >= _NOTABLE:
             told += f" and is largest at step {top.step:,} ({power(max(logs))})"
         parts.append(told)
+    broken = [row for row in rows if is_nonfinite(row.gradient_norm_log10)]
+    if broken:
+        parts.append(
+            f"the gradient norm is NaN or infinite at {counted(len(broken), 'recorded step')}, first at step "
+            f"{broken[0].step:,}"
+        )
     clipped = sum(row.clip_coefficient not in (None, 1.0) for row in rows)
     if clipped:
         parts.append(f"clipping or another change acted on {percent(clipped / len(rows))} of the recorded steps")

@@ -239,7 +239,7 @@ def _cards(findings: Sequence[Finding], chosen: Sequence[Finding]) -> list[Block
         blocks.append(_card(finding))
         explained = symptoms.get(id(finding), [])
         if explained:
-            names = ", ".join(f"{one.code} {one.defect}" for one in explained)
+            names = ", ".join(dict.fromkeys(f"{one.code} {one.defect}" for one in explained))
             title = f"{counted(len(explained), 'finding')} explained by {finding.code}: {names}"
             blocks.append(Section(title, tuple(_card(one) for one in explained), collapsed=True))
     return blocks

@@ -27,7 +27,7 @@ def trend_line(values_log10: Sequence[float | None], width: int) -> str:
 
     Example:
         >>> trend_line([math.nan, -3.0, None, -2.0, -1.0, -math.inf], 10)
-        '×▁ ▄█0'
+        '×▁ ▅█0'
         >>> trend_line([-1.0, -1.0, -1.0, math.inf], 2)
         '▄×'
     """

@@ -13,7 +13,8 @@ __all__ = ["nonfinite_elements"]
 def nonfinite_elements(history: History, blocks: Sequence[StoredBlock]) -> dict[str, tuple[tuple[int, int, int], ...]]:
     """Tensors and steps with elements that are not finite.
 
-    One pass over the whole file, which is remembered: 0.05 s for a million rows of numbers without any.
+    One pass over the whole file, which is remembered; SQLite looks at every row, and only those with such elements are
+    taken out of it.
 
     Args:
         history: of the run.

@@ -119,3 +119,36 @@ def test_what_has_no_logarithm() -> None:
     assert observed_log10(0.0) == -math.inf
     assert observed_log10(math.inf) == math.inf
     assert math.isnan(observed_log10(math.nan) or 0.0)
+
+
+def test_first_and_last_gradient_are_of_steps_that_were_taken() -> None:
+    # Steps 0, 1, 2, 4, 8. The scaler drops 0, 1 and 8, whose gradients have NaN; 2 and 4 are 10^-2 and 10^-4.
+    run = runs.healthy(2, 8)
+    run.formulas = {**run.formulas, "gradient": lambda t, s: math.nan if s in (0, 1, 8) else 10.0**-s}
+    run.skipped = lambda s: "amp" if s in (0, 1, 8) else None
+    weight = summarize_run(run).weights[0]
+    assert (weight.first_log10, weight.last_log10) == (-2.0, -4.0)
+    assert [v is not None and math.isnan(v) for v in weight.trend_log10] == [True, True, False, False, True]
+
+
+def test_a_run_of_skipped_steps_alone_still_says_what_they_were() -> None:
+    run = runs.healthy(2, 8)
+    run.formulas = {**run.formulas, "gradient": lambda t, s: math.nan}
+    run.skipped = lambda s: "amp"
+    weight = summarize_run(run).weights[0]
+    assert weight.first_log10 is not None
+
+
+def test_no_nan_is_lost_when_a_long_run_is_thinned_to_24_moments() -> None:
+    run = runs.healthy(1, 3000)
+    run.formulas = {**run.formulas, "gradient": lambda t, s: math.nan if s == 1510 else 1e-3}
+    trend = summarize_run(run).weights[0].trend_log10
+    assert len(trend) == 24
+    assert sum(v is not None and math.isnan(v) for v in trend) == 1
+
+
+def test_the_coverage_is_of_the_last_step_with_a_gradient() -> None:
+    run = runs.healthy(2, 8)
+    usual = run.formulas["gradient"]
+    run.formulas = {**run.formulas, "gradient": lambda t, s: None if s == 8 else usual(t, s)}
+    assert summarize_run(run).observed == summarize_run(runs.healthy(2, 8)).observed > 0
