@@ -54,8 +54,8 @@ class GrowingDeadUnits:
     def __call__(self, moment: Moment, memory: Memory) -> list[Finding] | None:
         """Return at most one finding for dead units and one for saturated ones."""
         block = moment.record.block("units")
-        if block is None or moment.record.skipped is not None:
-            return None
+        if block is None or moment.record.skipped is not None or moment.gradient_is_nonfinite:
+            return None  # the slope at NaN is no flat one
         last = max((t.order for t in block.tensors), default=0)
         dying: list[tuple[str, float, float, int]] = []
         filling: list[tuple[str, float, float, int]] = []

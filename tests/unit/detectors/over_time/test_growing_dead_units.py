@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from tests.unit.detectors.over_time.synthetic import alarms, record
 
@@ -45,6 +47,16 @@ def test_a_window_that_starts_anew_is_compared_with_the_early_ones_of_its_length
     shares = [(0, 50, 1), (1, 10, 2), (2, 5, 3), (100, 97, 1), (200, 97, 2)]
     (finding,) = alarms([record(s, dead={"relu": (100, n, looks)}) for s, n, looks in shares], GrowingDeadUnits())
     assert "In relu 97% of 100 units are off for every sample looked at; it was 10%." in finding.cause
+
+
+def test_steps_at_which_the_network_is_nan_are_not_judged() -> None:
+    sound = [record(s, {"a": 1.0}, dead={"relu": (100, 5, 1)}) for s in range(2)]
+    assert (
+        alarms(
+            sound + [record(s, {"a": math.nan}, dead={"relu": (100, 100, 1)}) for s in range(2, 6)], GrowingDeadUnits()
+        )
+        == []
+    )
 
 
 def test_four_units_are_too_few_to_tell_a_rise_from_chance() -> None:
