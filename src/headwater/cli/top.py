@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -90,16 +92,20 @@ def _follow(source: RunSource, interval: float, console: Console) -> None:
     from headwater.reports import to_rich
     from headwater.reports.run_live import build_live_document
 
+    # A flag, not KeyboardInterrupt: an exception may come in the middle of a frame, and be lost there.
+    left = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: left.set())
     try:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-            while True:
+            while not left.is_set():
                 began = time.monotonic()
                 ended = is_finished(source.events)  # asked first: the last frame then has the last step
                 frame = build_live_document(source, now=time.time(), width=console.width, height=console.height)
                 live.update(to_rich(frame), refresh=True)
                 if ended:
                     break
-                time.sleep(max(interval, _PATIENCE * (time.monotonic() - began)))
-    except KeyboardInterrupt:
-        return  # the usual way to leave
-    click.echo("The run has ended.", err=True)
+                left.wait(max(interval, _PATIENCE * (time.monotonic() - began)))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if not left.is_set():
+        click.echo("The run has ended.", err=True)

@@ -64,7 +64,7 @@ def _in_a_terminal(folder: Path, then: Callable[[subprocess.Popen[bytes], bytes]
     os.close(theirs)
     seen = b""
     os.set_blocking(ours, False)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     try:
         while process.poll() is None and time.monotonic() < limit:
             seen += _read(ours)
