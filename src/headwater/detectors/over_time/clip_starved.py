@@ -83,6 +83,8 @@ class ClipStarved:
             used_sizes = sizes_of(used_block).rms_log10()
         else:
             shift = math.log10(coefficient) if coefficient > 0 else -math.inf
+            if math.isfinite(sum(sizes)) and min(sizes, default=0.0) + shift >= math.log10(self.eps_factor * largest):
+                return []  # the usual step, at little cost
             used_sizes = [size + shift for size in sizes]
         floor = math.log10(self.eps_factor * largest)
         if all(size >= floor for size in used_sizes):

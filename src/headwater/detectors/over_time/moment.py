@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from headwater.records import Profile
 from headwater.records.statistics import LOG10_2
@@ -30,13 +30,20 @@ class Sizes:
 
     def rms_log10(self) -> list[float]:
         """log10 of ‖x‖/√count, in the order of ``tensors``; scalars have the count 1."""
-        half = _half_log10_count
-        return [size - half(tensor.shape) for tensor, size in zip(self.tensors, self.l2_log10, strict=True)]
+        return [size - half for size, half in zip(self.l2_log10, _half_log10_counts(self.tensors), strict=True)]
 
 
-@lru_cache(maxsize=4096)
-def _half_log10_count(shape: tuple[int, ...]) -> float:
-    return 0.5 * math.log10(max(1, math.prod(shape)))
+_COUNTS: dict[int, tuple[tuple[WatchedTensor, ...], list[float]]] = {}
+"""By the identity of a block's tensors, which a run's steps share; the entry keeps them, so that no other has it."""
+
+
+def _half_log10_counts(tensors: tuple[WatchedTensor, ...]) -> list[float]:
+    found = _COUNTS.get(id(tensors))
+    if found is None or found[0] is not tensors:
+        if len(_COUNTS) >= 16:
+            _COUNTS.clear()
+        found = _COUNTS[id(tensors)] = tensors, [0.5 * math.log10(max(1, math.prod(t.shape))) for t in tensors]
+    return found[1]
 
 
 def sizes_of(block: Block) -> Sizes:

@@ -116,7 +116,10 @@ class Spike:
         if series.get("names") != names:
             series.update(names=names, sizes=[])
         past: list[list[float]] = series["sizes"]
-        past.append([max(_NOTHING, size) for size in sizes.l2_log10])
+        known = sizes.l2_log10
+        # Nearly always all are finite; whether they are is told by their sum.
+        whole = math.isfinite(sum(known)) and min(known, default=0.0) >= _NOTHING
+        past.append(known if whole else [max(_NOTHING, size) for size in known])
         if len(past) > self.recent:
             del past[0]
 

@@ -78,6 +78,9 @@ class StalledLayer:
         sizes = moment.gradients
         if sizes is None:
             return []
+        if not zero and -math.inf not in sizes.l2_log10 and any(size > -math.inf for size in sizes.l2_log10):
+            memory.update(looked=True, nothing=None)  # the usual step, at little cost
+            return []
         now = {
             t.name
             for t, s in zip(sizes.tensors, sizes.l2_log10, strict=True)
