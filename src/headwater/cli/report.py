@@ -31,7 +31,8 @@ FORMATS = ("text", "json", "csv", "md", "html", "png")
 
     \b
     Formats:
-      json   the summary of the run (schema headwater.run_summary)
+      json   the summary of the run (schema headwater.run_summary, whose JSON Schema comes with the package:
+             headwater.records.json_schema.shipped_schema)
       csv    one row per recorded step
       md     the whole report as Markdown
       html   the page

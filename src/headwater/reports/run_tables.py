@@ -48,7 +48,7 @@ def finding_table(findings: Sequence[Finding], limit: int | None, *, collapsed: 
         (
             Cell("-" if f.step is None else f"{f.step:,}", sort=-1.0 if f.step is None else float(f.step)),
             Cell(f.severity.value, tone=TONES[f.severity], sort=float(-f.severity.rank)),
-            Cell(f"↳ {f.code} {f.defect}, explained by {root.code}" if root else f"{f.code} {f.defect}"),
+            Cell(f"· {f.code} {f.defect}, explained by {root.code}" if root else f"{f.code} {f.defect}"),
             Cell(_plain_places(f)),
             Cell(f.cause),
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tests import runs
 
+from headwater.cli import main
 from headwater.records.json_schema import json_schema, shipped_schema
 from headwater.records.run_summary import RunSummary, summarize_run
 
@@ -63,6 +66,13 @@ def test_the_shipped_schema_is_that_of_the_record() -> None:
 )
 def test_the_json_of_a_run_is_valid(run: runs.FormulaRun) -> None:
     assert faults(SHIPPED, json.loads(summarize_run(run).to_json())) == []
+
+
+def test_what_the_command_writes_is_valid(tmp_path: Path) -> None:
+    folder = runs.write_run(tmp_path / "spiking", runs.spiking())
+    result = CliRunner().invoke(main, ["report", str(folder), "--json", str(tmp_path / "run.json")])
+    assert result.exit_code == 0
+    assert faults(SHIPPED, json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))) == []
 
 
 def test_numbers_that_json_has_not_are_valid_strings() -> None:

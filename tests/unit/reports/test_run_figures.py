@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from tests import runs
 
 from headwater.errors import InputError
+from headwater.records.finding import Severity
 from headwater.reports import to_figure, to_html_page
 from headwater.reports.run_depth import read_depth
 from headwater.reports.run_figures import GUIDE, run_figure
-from headwater.reports.run_heatmap import FOLDED_ROWS, SCALE
+from headwater.reports.run_heatmap import FOLDED_ROWS, SCALE, step_axis
 from headwater.reports.run_view import CELLS, COLUMNS, RunView, thin
 
 WHAT = ("heatmap", "depth", "course", "updates", "contributors")
@@ -230,3 +232,38 @@ def test_names_cannot_become_markup_of_the_plot() -> None:
     for what in ("heatmap", "depth"):
         shown = json.loads(run_figure(runs.hostile(), what=what).to_json())
         assert runs.HOSTILE not in json.dumps(shown)
+
+
+def test_steps_without_a_finite_norm_or_loss_are_crosses_in_their_panel() -> None:
+    run = runs.healthy(2, 8)
+    run.formulas = {**run.formulas, "gradient": lambda t, s: 1e-3}
+    rows = run.recorded_steps()
+    bad = {1: math.nan, 4: math.inf, 8: -math.inf}  # an exact zero is a number
+    run.recorded_steps = lambda group=None: tuple(  # type: ignore[method-assign]
+        dataclasses.replace(r, gradient_norm_log10=bad.get(r.step, -3.0), loss=math.nan if r.step == 2 else 1.0)
+        for r in rows
+    )
+    figure = run_figure(run, what="course")
+    crosses = {t.name: list(t.x) for t in figure.data if t.name and t.name.endswith("NaN or infinite")}
+    assert crosses == {"gradient norm NaN or infinite": [1, 4], "loss NaN or infinite": [2]}
+
+
+def test_there_is_no_tick_between_two_steps() -> None:
+    assert step_axis([0, 1])["dtick"] == 1
+    assert "dtick" not in step_axis([0, 200])
+
+
+def test_a_step_has_one_mark_with_the_words_of_all_its_findings_and_the_worst_is_on_top() -> None:
+    run = runs.healthy(2, 20)
+    warnings = [runs.finding(f"HW60{i}", Severity.WARNING, 0, symptom_of="HW101") for i in range(3)]
+    run.findings = (*warnings, runs.finding("HW101", step=0), runs.finding("HW602", Severity.WARNING, 4))
+    marks = [t for t in run_figure(run).data if t.name and t.name.endswith("finding")]
+    assert [(t.name, list(t.x)) for t in marks] == [("warning finding", [4]), ("critical finding", [0])]
+    assert marks[1].text[0].startswith("<b>step 0</b><br>critical: HW101")
+    assert marks[1].text[0].count("explained by HW101") == 3
+
+
+def test_a_loss_scale_has_an_axis_of_powers_of_two() -> None:
+    figure = run_figure(runs.spiking(), what="course")
+    (axis,) = [figure.layout[k] for k in figure.layout if k.startswith("yaxis") and figure.layout[k].ticktext]
+    assert "2<sup>16</sup>" in axis.ticktext
