@@ -206,9 +206,7 @@ def run(model_name: str, monitor: str, rounds: int, clock: Callable[[], float], 
             memory = LAST[-1].overhead.bytes / size
     mean = statistics.fmean(times[0])
     blocks = max(2, min(10, rounds // 10))
-    shares = [
-        statistics.fmean(times[1][k::blocks]) / statistics.fmean(times[0][k::blocks]) - 1 for k in range(blocks)
-    ]
+    shares = [statistics.fmean(times[1][k::blocks]) / statistics.fmean(times[0][k::blocks]) - 1 for k in range(blocks)]
     return Result(
         model_name,
         monitor,

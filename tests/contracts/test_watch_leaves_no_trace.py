@@ -280,6 +280,7 @@ def test_stop_ends_the_block_quietly_before_the_optimizer_applies_the_step() -> 
 def test_raise_comes_out_of_the_optimizer_step_with_the_finding() -> None:
     model = models.mlp(8, 16, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
     def run() -> None:
         with hw.watch(model, optimizer, every=1, alerts=[AtStep(1, "raise")]):
             for _ in range(5):
