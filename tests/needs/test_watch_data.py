@@ -216,12 +216,32 @@ def test_no_two_labels_of_the_page_overlap(thousand: tuple[Path, Tags], tmp_path
 # ---- R25: distributions ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="watch records no histogram: there is a log2 histogram in headwater.stats, unused by runs"
-)
-def test_a_run_has_mergeable_histograms_of_gradients(trained: Path) -> None:
-    run = hw.open_run(trained)
-    run.histogram("0.weight", 1)
+def test_a_run_has_mergeable_histograms_of_gradients(tmp_path: Path) -> None:
+    from headwater.stats import log2_histogram
+
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    with hw.watch(model, optimizer, run=tmp_path / "run", histograms=True):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(16, next(model.parameters()).shape[1])).square().mean().backward()
+            seen.append([p.grad.clone() for p in model.parameters()])
+            optimizer.step()
+    run = hw.open_run(tmp_path / "run")
+    names = [name for name, _ in model.named_parameters()]
+    for step, gradients in enumerate(seen):
+        found = [run.histogram(name, step) for name in names]
+        assert found == [log2_histogram(g) for g in gradients]
+        whole = found[0]
+        for histogram in found[1:]:
+            whole = whole + histogram
+        assert whole == log2_histogram(torch.cat([g.flatten() for g in gradients]))
+
+
+def test_a_run_without_histograms_says_how_to_record_them(trained: Path) -> None:
+    with pytest.raises(KeyError, match="histograms=True"):
+        hw.open_run(trained).histogram("0.weight", 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

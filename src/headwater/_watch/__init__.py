@@ -33,6 +33,7 @@ def watch(
     statistics: Literal["all", "norms"] = "all",
     updates: Literal["sampled", "exact"] | None = "sampled",
     micro: bool = False,
+    histograms: bool = False,
     scaler: Any = None,
     include: object = None,
     exclude: object = None,
@@ -62,6 +63,8 @@ def watch(
         statistics: ``all`` of them, or ``norms`` (l2 norm, NaN and infinities), which is cheaper.
         updates: ‖Δw‖/‖w‖ of each step from a sample of the elements, exactly, or (None) not at all.
         micro: rows for each micro-batch too.
+        histograms: on the steps that ``activations="sampled"`` looks at, also how the elements of each gradient are distributed
+            over the powers of two (``run.histogram(name, step)``); in a single process, and an accelerator is waited for.
         scaler: the GradScaler; found by itself when it is torch's.
         include: parameters and layers to watch: glob, compiled regular expression, class, callable of (name, object), or a
             list of these.
@@ -101,7 +104,7 @@ def watch(
         pairs,
         run,
         schedule,
-        Options(statistics, updates, micro),
+        Options(statistics, updates, micro, histograms),
         DEFAULT_ALERTS if alerts is None else alerts,
         sinks,
         make_filter(include, exclude),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from headwater.records.histogram import Histogram
 from headwater.records.profile import LayerKind, ParameterRole
 from headwater.records.statistics import Statistics
 
@@ -18,9 +19,13 @@ __all__ = [
     "RunEvent",
     "StepRecord",
     "WatchedTensor",
+    "histogram_columns",
+    "histogram_of_row",
 ]
 
-Quantity = Literal["value", "gradient", "activation", "output_gradient", "update", "second_moment", "units"]
+Quantity = Literal[
+    "value", "gradient", "activation", "output_gradient", "update", "second_moment", "units", "histogram"
+]
 """What a block of numbers is about.
 
 ``value``, ``gradient`` (of parameters), ``activation``, ``output_gradient`` (of layers): statistics. ``update``:
@@ -28,6 +33,8 @@ Quantity = Literal["value", "gradient", "activation", "output_gradient", "update
 ``second_moment``: ``root_rms`` (root of the mean of the bias-corrected second moment v), ``epsilon`` (the optimizer's), and
 ``below_epsilon_fraction`` (share of the elements with √v < eps). ``units``: ``unit_count``, ``dead_count`` (units whose
 slope was flat for every sample of every sampled step of the window), ``saturated_fraction``, ``window_steps``.
+``histogram``: of a gradient as it lies in ``.grad`` when the optimizer steps: ``zero_count``, ``nan_count``, ``inf_count``, and for
+every power of two that occurs ``negative[e]`` and ``positive[e]``, the number of elements with 2^e ≤ |x| < 2^(e+1).
 """
 
 GradientPhase = Literal["backward", "pre_clip", "post_clip"]
@@ -191,3 +198,39 @@ class RunEvent:
     time: float
     message: str
     names: tuple[str, ...] = ()
+
+
+_COUNTS = ("zero_count", "nan_count", "inf_count")
+
+
+def histogram_columns(histograms: Sequence[Histogram]) -> tuple[tuple[str, ...], list[list[float]]]:
+    """Columns and rows of a block of histograms.
+
+    Args:
+        histograms: one per tensor.
+
+    Returns:
+        The bins that occur in any of them, and one row of counts per histogram.
+    """
+    signs = ("negative", "positive")
+    bins = {sign: sorted({e for h in histograms for e, _ in getattr(h, sign)}) for sign in signs}
+    columns = (*_COUNTS, *(f"{sign}[{e}]" for sign in signs for e in bins[sign]))
+    rows = []
+    for histogram in histograms:
+        counts = {sign: dict(getattr(histogram, sign)) for sign in signs}
+        known = [float(getattr(histogram, name)) for name in _COUNTS]
+        rows.append(known + [float(counts[sign].get(e, 0)) for sign in signs for e in bins[sign]])
+    return columns, rows
+
+
+def histogram_of_row(columns: Sequence[str], row: Sequence[float]) -> Histogram:
+    """The histogram that a row of :func:`histogram_columns` was made of."""
+    counts: dict[str, dict[int, int]] = {"negative": {}, "positive": {}}
+    known = dict.fromkeys(_COUNTS, 0)
+    for name, value in zip(columns, row, strict=True):
+        if name in known:
+            known[name] = int(value)
+        elif value:
+            sign, _, exponent = name.removesuffix("]").partition("[")
+            counts[sign][int(exponent)] = int(value)
+    return Histogram.from_counts(counts["negative"], counts["positive"], **known)

@@ -31,6 +31,7 @@ _FORMS_OF_QUANTITY: dict[str, tuple[str, ...]] = {
     "update": ("updates",),
     "second_moment": ("second_moments",),
     "units": ("units",),
+    "histogram": (),
 }
 _DERIVED_BY_FORM = {
     "statistics": DERIVED,

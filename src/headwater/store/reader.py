@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from headwater.records.display import Displayed
 from headwater.records.finding import Finding
+from headwater.records.histogram import Histogram
 from headwater.records.json_codec import decode
 from headwater.records.lookup import find_row, no_such
 from headwater.records.profile import Profile
 from headwater.records.run import RecordedStep, StatisticMatrix
 from headwater.records.statistics import Statistics
-from headwater.records.step import GradientPhase, Quantity, RunEvent, StepRecord, WatchedTensor
+from headwater.records.step import GradientPhase, Quantity, RunEvent, StepRecord, WatchedTensor, histogram_of_row
 from headwater.records.step_profile import RunContext, profile_of_step
 from headwater.store import logbook
 from headwater.store.contributions import shares
@@ -316,6 +317,28 @@ class Run(Displayed):
             elements were all finite.
         """
         return nonfinite_elements(self._history, self._history.preferred(quantity, phase))
+
+    def histogram(self, parameter: str, step: int) -> Histogram:
+        """How the elements of one gradient were distributed over the powers of two; histograms add up exactly.
+
+        Args:
+            parameter: its name or one of its aliases.
+            step: a recorded step at which ``watch(..., histograms=True)`` looked.
+
+        Returns:
+            The histogram of the gradient as the optimizer found it in ``.grad``.
+
+        Raises:
+            KeyError: there is no such parameter or step, or no histogram of it was recorded then.
+        """
+        _, watched = self._tensor(parameter, "histogram")
+        block = self._record(self._stored(step, watched.group, None), "histogram").block("histogram")
+        names = [] if block is None else [tensor.name for tensor in block.tensors]
+        if block is None or watched.name not in names:
+            raise KeyError(
+                f"no histogram of {watched.name} was recorded at step {step}: see watch(..., histograms=True)"
+            )
+        return histogram_of_row(block.columns, block.rows[names.index(watched.name)])
 
     # ---------------------------------------------------------------- look-ups
 

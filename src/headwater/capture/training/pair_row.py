@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from headwater.capture.training.coverage import ADVICE
 from headwater.capture.training.gradients import GradientReading, Marks, columns_of, read_table, versions
+from headwater.capture.training.histograms import histogram_piece
 from headwater.capture.training.loss_scale import current_scale
 from headwater.capture.training.pair_state import PairState
 from headwater.capture.training.raw import Piece, RawStep
@@ -122,6 +123,9 @@ class RowMaker(PairState):
             self._add_gradients(raw, self._pre, self._post)
         if self.schedule.reads_values(self.step):
             raw.pieces += self._values()
+            if self.options.histograms and not self.receiver.together:
+                piece = histogram_piece(self.inventory, *self.inventory.gradients())
+                raw.pieces += [] if piece is None else [piece]
         if self.sampling and self.layers is not None:
             raw.activations = self.layers.end_of_step()
             raw.pieces += self.layers.pieces(self.step)

@@ -19,6 +19,7 @@ class Options:
     tier: Literal["all", "norms"] = "all"
     updates: Literal["sampled", "exact"] | None = "sampled"
     micro: bool = False
+    histograms: bool = False
 
 
 class Receiver:
