@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
     run = hw.open_run(path)
     print(f"recorded steps: {', '.join(map(str, run.steps))}")
     for name in ("0.weight", "24.weight"):
-        rms = dict(run.series(name, "gradient.rms"))
-        print(f"gradient of {name:>9}: {rms[run.steps[0]]:.1e} at the first step, {rms[run.steps[-1]]:.1e} at the last")
+        (first, at_first), *_, (last, at_last) = run.series(name, "gradient.rms")
+        print(f"gradient of {name:>9}: {at_first:.1e} at step {first}, {at_last:.1e} at step {last}")
     for finding in run.findings:
         print(f"step {finding.step}: {finding.code} {finding.defect}: {finding.cause}")

@@ -29,5 +29,8 @@ with tempfile.TemporaryDirectory() as folder:
 
     run = hw.open_run(Path(folder, "run"))
     for row in run.recorded_steps():
-        print(f"step {row.step}: loss {row.loss:.3f}, clipped to {row.clip_coefficient:.2f} of the gradient's norm")
+        clipped = (
+            "" if row.clip_coefficient is None else f", clipped to {row.clip_coefficient:.2f} of the gradient's norm"
+        )
+        print(f"step {row.step}: loss {row.loss:.3f}{clipped}")
     print(f"alerts: {', '.join(finding.code for finding in run.findings) or 'none'}")
