@@ -513,11 +513,13 @@ def test_a_loss_given_after_the_step_is_that_of_the_last_step_too() -> None:
     assert [(r.step, r.loss) for r in records] == [(i, float(i)) for i in (0, 1, 2, 4, 8, 10, 15)]
 
 
-def test_the_row_of_a_clipped_last_step_claims_neither_gradients_nor_a_coefficient() -> None:
+def test_the_row_of_a_clipped_last_step_holds_the_gradient_after_the_clip_and_no_coefficient() -> None:
     model = models.mlp(8, 16, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     last = watched_steps(model, optimizer, plain(model, optimizer, clip=0.1), 16, every=10)[-1]
-    assert (last.step, last.blocks, last.clip_coefficient) == (15, (), None)
+    assert (last.step, [(b.quantity, b.phase) for b in last.blocks]) == (15, [("gradient", "post_clip")])
+    assert last.clip_coefficient is None
+    assert l2(last) == pytest.approx({n: float(p.grad.norm()) for n, p in model.named_parameters()}, rel=1e-5)
 
 
 # -------------------------------------------------------------------- R5, R6: what is not there

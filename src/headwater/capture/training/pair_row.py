@@ -187,7 +187,9 @@ class RowMaker(PairState):
         # A tensor may be another one's by now.
         raw.learning_rate = None if isinstance(self._rate, Tensor) else self._rate
         if reading is not None:
-            self._add_gradients(raw, reading, None)
+            # Where the rows before were clipped, this is the gradient after it; the one before is gone.
+            raw.clip_known = not self._clipped
+            self._add_gradients(raw, *((None, reading) if self._clipped else (reading, None)))
         else:
             raw.clip_known = False
             raw.loss_scale = 1.0 if self.scaler is None else None
@@ -196,8 +198,8 @@ class RowMaker(PairState):
         return raw
 
     def _last_gradients(self) -> GradientReading | None:
-        """What the last step's optimizer used; that nothing clipped it is taken from the rows before."""
-        if self._clipped or self.scaler is not None or self._marks is not None:
+        """What the last step's optimizer used; whether it was clipped is taken from the rows before."""
+        if self.scaler is not None or self._marks is not None:
             return None
         found = self.inventory.gradients()
         together = self.receiver.together  # then every rank gives its row, and all of them leave it out or none
